@@ -1,0 +1,323 @@
+"""Experiment 1: which directions can an architecture learn? The paper's accuracy maps over frequencies.
+
+Train the network on D(v), data separable along the direction v and along no other, once for each of many v, and
+test it on fresh samples of D(v). The map of test accuracy over the Fourier images v is the network's directional bias.
+
+    python directional_bias.py --arch lenet
+
+trains on the 130 distinct cells of the published 16×16 map. Expect for LeNet lobes of up to 80 % at low frequencies
+and chance (50 %) elsewhere, mean 56 %; for LogReg 100 % everywhere. The accuracy of one cell varies by about 2
+points (standard deviation) from one training to the next.
+"""
+
+import hashlib
+import math
+import time
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import stats
+from tqdm import tqdm
+
+from models import build_model, canonical_name, paper_name
+from utils import cli, distributed, plotting, runs, seeding
+from utils.directions import (
+    PHASES,
+    canonical_frequency,
+    fourier_direction,
+    frequency_grid,
+    load_nads,
+    random_direction,
+)
+from utils.linear_data import sample_linear_data
+from utils.operations import forward_flops
+from utils.training import evaluate, train
+
+ROOT = Path(__file__).resolve().parent
+SIGMA = {"fourier": 3.0, "random": 3.0, "nads": 1.0}  # the paper's noise, by the family of directions
+KEYS = {"fourier": ("frequency_y", "frequency_x"), "random": ("random_index",), "nads": ("nad_index",)}
+RECIPE = ("epochs", "batch_size", "max_lr", "momentum", "weight_decay", "clip_norm")
+ROWS = "accuracies.csv"
+
+
+def train_on_direction(
+    direction: torch.Tensor,
+    *,
+    arch: str = "lenet",
+    pooling: bool = True,
+    num_train: int = 10_000,
+    num_test: int = 10_000,
+    epsilon: float = 1.0,
+    sigma: float = 3.0,
+    seed: int = 0,
+    precision: str = "fp32",
+    **recipe: Any,
+) -> dict[str, float]:
+    """Train a fresh network on D(v) and test it on fresh samples of D(v).
+
+    Args:
+        direction: v, of shape (C, S, S) and unit norm, on the device to train on.
+        arch: name for `models.build_model`.
+        pooling: False for the ablation.
+        num_train: training samples, half a class.
+        num_test: test samples, half a class.
+        epsilon: ε, half the distance between the classes along v.
+        sigma: σ, the noise in every other direction.
+        seed: of the weights, the samples and their order.
+        precision: of the arithmetic, see `utils.training.precision_mode`.
+        recipe: epochs, batch_size, max_lr, momentum, weight_decay, clip_norm of `utils.training.train`.
+
+    Returns:
+        train_accuracy and test_accuracy in percent, and final_loss: those of training are of the last epoch. If
+        training diverged, the loss and the test accuracy are nan.
+    """
+    device = direction.device
+    num_channels, image_size, _ = direction.shape
+    samples = seeding.generator(device, seed, "samples")
+    train_set = sample_linear_data(direction, num_train, epsilon=epsilon, sigma=sigma, generator=samples)
+    test_set = sample_linear_data(direction, num_test, epsilon=epsilon, sigma=sigma, generator=samples)
+    with seeding.default_generator(device, seed, "network"):
+        model = build_model(arch, num_channels, 2, image_size, pooling).to(device)
+        order = seeding.generator(device, seed, "order")
+        last = train(model, *train_set, generator=order, precision=precision, **recipe)[-1]
+    diverged = not math.isfinite(last["loss"])
+    return {
+        "train_accuracy": last["train_accuracy"],
+        "test_accuracy": math.nan if diverged else evaluate(model, *test_set, precision=precision)[1],
+        "final_loss": math.nan if diverged else last["loss"],
+    }
+
+
+def make_direction(index: tuple[int, ...], args: Namespace, nads: torch.Tensor | None) -> torch.Tensor:
+    """The direction with this index in its family, shape (C, S, S)."""
+    shape = (args.num_channels, args.image_size, args.image_size)
+    if args.directions == "fourier":
+        return fourier_direction(
+            *index, height=args.image_size, width=args.image_size, num_channels=args.num_channels,
+            phase=args.phase, channel=args.channel,
+        )  # fmt: skip
+    if args.directions == "random":
+        return random_direction(shape, seeding.generator("cpu", args.seed, "direction", *index))
+    return nads[index[0]].view(shape)
+
+
+def list_indices(args: Namespace) -> list[tuple[int, ...]]:
+    """The directions to train on, as indices in their family, each experiment once."""
+    size = args.image_size
+    if args.directions == "nads":
+        return [(index,) for index in args.nad_index]
+    if args.directions == "random":
+        return [(index,) for index in range(args.num_random)]
+    frequencies = args.frequency
+    if frequencies is None:
+        frequencies = [(y, x) for y in frequency_grid(size) for x in frequency_grid(size)]
+        if args.phase == "sine":  # it vanishes where a frequency is its own negative
+            frequencies = [(y, x) for y, x in frequencies if 2 * y % size or 2 * x % size]
+    return list(dict.fromkeys(canonical_frequency(y, x, size, size) for y, x in frequencies))
+
+
+def row_key(row: dict[str, Any], family: str) -> tuple[int, ...]:
+    """A row's index in its family, and its repetition."""
+    return tuple(int(row[key]) for key in (*KEYS[family], "repetition"))
+
+
+@cli.one_line_errors
+def run(args: Namespace, items: list[tuple[int, ...]], nads: torch.Tensor | None) -> None:
+    """Train on the items (index and repetition) that the run's folder lacks, shared among the ranks; then report."""
+    device = distributed.rank_device(args.device)
+    recipe = {key: vars(args)[key] for key in RECIPE}
+    with runs.open_run(args.output, settings(args, nads)) as folder:
+        done = {row_key(row, args.directions) for row in runs.read_rows(folder / ROWS)}
+        distributed.barrier()  # nobody adds a row before all have looked
+        mine = distributed.share([item for item in items if item not in done])
+        for *index, repetition in tqdm(mine, desc=f"directions of rank 0, {args.arch}", disable=distributed.rank() > 0):
+            start = time.perf_counter()
+            outcome = train_on_direction(
+                make_direction(tuple(index), args, nads).to(device), arch=args.arch, pooling=not args.no_pooling,
+                num_train=args.num_train, num_test=args.num_test, epsilon=args.epsilon, sigma=args.sigma,
+                seed=seeding.seed_of(args.seed, args.directions, *index, repetition), precision=args.precision, **recipe,
+            )  # fmt: skip
+            row = dict(zip(KEYS[args.directions], index, strict=True)) | {"repetition": repetition}
+            row |= {name: f"{value:.6g}" for name, value in outcome.items()}
+            runs.append_row(folder / ROWS, row | {"seconds": f"{time.perf_counter() - start:.2f}"})
+        distributed.barrier()
+        if distributed.rank() == 0:
+            rows = runs.sort_rows(folder / ROWS, key=lambda row: row_key(row, args.directions))
+            report(folder, rows, args)
+
+
+def mean_and_spread(rows: list[dict[str, str]], family: str) -> dict[tuple[int, ...], tuple[float, float]]:
+    """Test accuracy of each direction over its repetitions that did not diverge: mean, standard deviation."""
+    values: dict[tuple[int, ...], list[float]] = {}
+    for row in rows:
+        values.setdefault(row_key(row, family)[:-1], []).append(float(row["test_accuracy"]))
+    finite = {index: [value for value in group if math.isfinite(value)] for index, group in values.items()}
+    return {
+        index: (float(np.mean(group)), float(np.std(group, ddof=1)) if len(group) > 1 else math.nan)
+        for index, group in finite.items()
+        if group
+    }
+
+
+def accuracy_map(accuracies: dict[tuple[int, ...], float], frequencies: list[int], size: int) -> np.ndarray:
+    """Accuracy over k_y (rows) and k_x (columns) in the order of `frequencies`; nan where there is none."""
+    grid = [[accuracies.get(canonical_frequency(y, x, size, size), math.nan) for x in frequencies] for y in frequencies]
+    return np.array(grid)
+
+
+def report(folder: Path, rows: list[dict[str, str]], args: Namespace) -> None:
+    """Print what was found, save the map or the curve, and draw it."""
+    name = paper_name(args.arch) + (" without pooling" if args.no_pooling else "")
+    diverged = [row_key(row, args.directions) for row in rows if row["test_accuracy"] == "nan"]
+    if diverged:
+        print(f"{len(diverged)} of {len(rows)} trainings diverged and are left out (index, repetition): {diverged}")
+    results = mean_and_spread(rows, args.directions)
+    if not results:
+        raise ValueError(f"no training in {folder} ended with a finite loss: try a smaller --max-lr than {args.max_lr}")
+    accuracies = {index: mean for index, (mean, _) in results.items()}
+    if args.directions == "fourier":
+        step = 2 if all(y % 2 == 0 and x % 2 == 0 for y, x in accuracies) else 1
+        frequencies = frequency_grid(args.image_size, step)
+        values = accuracy_map(accuracies, frequencies, args.image_size)
+        figure = plotting.accuracy_map_figure(values, frequencies, f"What {name} learns of D(v), v Fourier images")
+    else:
+        index = np.array([key[0] for key in results])
+        values, spread = np.array(list(results.values())).T
+        figure = plotting.curve_figure(
+            index, {name: values}, spread={name: np.nan_to_num(spread)}, ylabel="test accuracy (%)",
+            xlabel="NAD index" if args.directions == "nads" else "random direction",
+            title=f"What {name} learns of D(v), v {'NADs' if args.directions == 'nads' else 'random directions'}",
+        )  # fmt: skip
+    runs.save_array(folder / "accuracy.npy", values)
+    plotting.save_figure(figure, folder / "accuracy.png")
+    measured = values[np.isfinite(values)]
+    print(
+        f"test accuracy over {measured.size} {'cells of the map' if args.directions == 'fourier' else 'directions'}: "
+        f"mean {measured.mean():.1f} %, from {measured.min():.1f} to {measured.max():.1f}"
+    )
+    spreads = [spread for _, spread in results.values() if math.isfinite(spread)]
+    if spreads:
+        print(f"standard deviation over repetitions: {np.mean(spreads):.2f} points, the mean over directions")
+    if args.published:
+        compare_with_published(folder, accuracies, args)
+    print(f"figure: {folder / 'accuracy.png'}\nrows: {folder / ROWS}")
+
+
+def compare_with_published(folder: Path, accuracies: dict[tuple[int, ...], float], args: Namespace) -> None:
+    """Print how the accuracies agree with those of a published CSV file, and draw one against the other.
+
+    Frequencies (k_y, k_x) and (−k_y, k_x) give mirror images, the same experiment for these architectures: both
+    sides are averaged over them first.
+    """
+    column = canonical_name(args.arch)
+    published = runs.read_rows(args.published)
+    if not published or not {column, *KEYS[args.directions]} <= published[0].keys():
+        raise ValueError(
+            f"{args.published} lacks a column of {(*KEYS[args.directions], column)}: nothing to compare with"
+        )
+
+    def experiment(index: tuple[int, ...]) -> tuple[int, ...]:
+        size = args.image_size
+        if args.directions == "fourier":
+            return min(canonical_frequency(*index, size, size), canonical_frequency(-index[0], index[1], size, size))
+        return index
+
+    ours: dict[tuple[int, ...], list[float]] = {}
+    theirs: dict[tuple[int, ...], list[float]] = {}
+    for index, accuracy in accuracies.items():
+        ours.setdefault(experiment(index), []).append(accuracy)
+    for row in published:
+        if row[column]:
+            theirs.setdefault(experiment(tuple(int(row[key]) for key in KEYS[args.directions])), []).append(
+                float(row[column])
+            )
+    both = [index for index in ours if index in theirs]
+    if len(both) < 3:
+        raise ValueError(f"{args.published} has {len(both)} of these directions: at least 3 are needed to compare")
+    x, y = (np.array([np.mean(side[index]) for index in both]) for side in (theirs, ours))
+    summary = (
+        f"{len(both)} experiments: Pearson {np.corrcoef(x, y)[0, 1]:.3f}, Spearman {stats.spearmanr(x, y)[0]:.3f}, "
+        f"mean absolute difference {np.abs(x - y).mean():.2f} points"
+    )
+    print(f"against {args.published.name}, {summary}")
+    figure = plotting.scatter_figure(
+        x,
+        y,
+        xlabel="published test accuracy (%)",
+        ylabel="test accuracy here (%)",
+        title=summary.replace(": ", "\n"),
+    )
+    plotting.save_figure(figure, folder / "published.png")
+
+
+def settings(args: Namespace, nads: torch.Tensor | None) -> dict[str, Any]:
+    """What the numbers of a row depend on. Which rows are wanted may change from one command to the next."""
+    wanted = {"frequency", "nad_index", "num_random", "seeds", "device", "output", "published"}
+    content = "" if nads is None else hashlib.blake2b(nads.numpy().tobytes(), digest_size=8).hexdigest()
+    values = {key: value for key, value in vars(args).items() if key not in wanted}
+    return values | {"nads": content}
+
+
+def parse_arguments(argv: list[str] | None) -> Namespace:
+    """The command line, with the defaults that depend on other arguments filled in."""
+    parser = cli.ArgumentParser(__doc__)
+    cli.add_model_arguments(parser, num_channels=1)
+    group = parser.add_argument_group("directions and data")
+    group.add_argument("--directions", choices=KEYS, default="fourier", help="family of directions v")
+    group.add_argument(
+        "--frequency", type=int, nargs=2, action="append", metavar=("KY", "KX"),
+        help="one frequency in cycles per image, repeatable (default: every distinct cell of the published map)",
+    )  # fmt: skip
+    group.add_argument("--phase", choices=PHASES, default="cosine", help="of the Fourier images")
+    group.add_argument("--channel", type=cli.natural, help="the Fourier image in this channel only (default: in all)")
+    group.add_argument("--nad-index", type=cli.index_list, default="0:1000:50", help="0,5,10 or 0:1000:50")
+    group.add_argument("--nads", type=Path, help="file of NADs (default: the architecture's in NADs/)")
+    group.add_argument("--num-random", type=cli.positive_int, default=16, help="number of random directions")
+    group.add_argument("--no-pooling", action="store_true", help="the ablation without pooling: LeNet, ResNet-18")
+    group.add_argument("--num-train", type=cli.positive_int, default=10_000, help="training samples")
+    group.add_argument("--num-test", type=cli.positive_int, default=10_000, help="test samples")
+    group.add_argument("--epsilon", type=cli.positive, default=1.0, help="<x, v> is ± this (the released example: 0.5)")
+    group.add_argument("--sigma", type=cli.non_negative, help="noise (default: 3, but 1 for NADs)")
+    # Only LeNet's max_lr is known; the others' maps may have been made with another.
+    cli.add_training_arguments(parser, epochs=20, max_lr=0.5, momentum=0.0, weight_decay=0.0)
+    cli.add_run_arguments(parser, output_help="folder of the run (default: runs/directional_bias/ARCH-DIRECTIONS)")
+    parser.add_argument("--seeds", type=cli.positive_int, default=1, help="repetitions of each direction")
+    parser.add_argument("--published", type=Path, help="CSV with published accuracies to compare with")
+    args = parser.parse_args(argv)
+
+    if args.sigma is None:
+        args.sigma = SIGMA[args.directions]
+    if args.nads is None:
+        args.nads = ROOT / "NADs" / f"{paper_name(args.arch)}_NADs.npy"
+    if args.output is None:
+        variant = "-nopooling" if args.no_pooling else ""
+        args.output = Path("runs/directional_bias") / f"{paper_name(args.arch)}{variant}-{args.directions}"
+    return args
+
+
+@cli.one_line_errors
+def main(argv: list[str] | None = None) -> None:
+    """Check the arguments, then train on every direction."""
+    args = parse_arguments(argv)
+    cli.check_precision(args)
+    if args.published and not args.published.is_file():
+        raise FileNotFoundError(f"no file of published accuracies at {args.published}")
+    model = build_model(args.arch, args.num_channels, 2, args.image_size, not args.no_pooling)
+    nads = None
+    if args.directions == "nads":
+        nads = load_nads(args.nads, args.num_channels * args.image_size**2)
+        if max(args.nad_index) >= len(nads):
+            raise ValueError(f"NAD index {max(args.nad_index)} does not exist: expected 0 to {len(nads) - 1}")
+    indices = list_indices(args)
+    for index in indices:
+        make_direction(index, args, nads)  # refuses what does not exist
+    items = [(*index, repetition) for repetition in range(args.seeds) for index in indices]
+    flops = forward_flops(model, (args.num_channels, args.image_size, args.image_size))
+    distributed.launch(run, args, items, nads, device=args.device, model_flops=flops)
+
+
+if __name__ == "__main__":
+    main()

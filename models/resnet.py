@@ -1,0 +1,71 @@
+"""ResNet-18 for 32×32 images: a 3×3 stem and no max-pool."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class BasicBlock(nn.Module):
+    """relu(bn(conv(relu(bn(conv(x))))) + shortcut(x)), 3×3 convolutions, the first with `stride`.
+
+    The shortcut is a 1×1 convolution with batch norm where the number of channels changes, and the identity
+    elsewhere. In ResNet-18 the channels change wherever the stride is 2, so the shapes always agree.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+        self.shortcut = nn.Sequential()
+        if in_channels != out_channels:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False),
+                nn.BatchNorm2d(out_channels),
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, in_channels, S, S) to (N, out_channels, S/stride, S/stride)."""
+        out = F.relu(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        return F.relu(out + self.shortcut(x))
+
+
+class ResNet18(nn.Module):
+    """ResNet-18: blocks [2, 2, 2, 2] of 64, 128, 256, 512 channels, then an average over all positions.
+
+    On 32×32 images that average is the source's 4×4 average pool; as a global one it takes any size.
+
+    Without pooling (the ablation) every stride is 1 and the average is left out, so the one linear layer sees
+    all 512·S·S values. The source does not say what becomes of the shortcuts: here the 1×1 convolutions stay
+    where the number of channels changes, with stride 1, and the state-dict keys are the same.
+
+    Args:
+        num_channels: channels of the input images.
+        num_classes: number of outputs.
+        image_size: height and width S of the input images; it matters only without pooling.
+        pooling: False for the ablation.
+    """
+
+    def __init__(self, num_channels: int = 3, num_classes: int = 10, *, image_size: int = 32, pooling: bool = True):
+        super().__init__()
+        stride = 2 if pooling else 1
+        self.pooling = pooling
+        self.conv1 = nn.Conv2d(num_channels, 64, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(64)
+        self.layer1 = nn.Sequential(BasicBlock(64, 64, 1), BasicBlock(64, 64, 1))
+        self.layer2 = nn.Sequential(BasicBlock(64, 128, stride), BasicBlock(128, 128, 1))
+        self.layer3 = nn.Sequential(BasicBlock(128, 256, stride), BasicBlock(256, 256, 1))
+        self.layer4 = nn.Sequential(BasicBlock(256, 512, stride), BasicBlock(512, 512, 1))
+        self.linear = nn.Linear(512 if pooling else 512 * image_size * image_size, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images (N, C, S, S) to logits (N, num_classes)."""
+        x = F.relu(self.bn1(self.conv1(x)))  # (N, 64, 32, 32)
+        x = self.layer1(x)  # (N, 64, 32, 32)
+        x = self.layer2(x)  # (N, 128, 16, 16); without pooling every size stays 32×32
+        x = self.layer3(x)  # (N, 256, 8, 8)
+        x = self.layer4(x)  # (N, 512, 4, 4)
+        if self.pooling:
+            x = F.adaptive_avg_pool2d(x, 1)  # (N, 512, 1, 1)
+        return self.linear(x.flatten(1))

@@ -1,0 +1,142 @@
+"""What the scripts' command lines share: argument groups, types that name a bad value, and one-line errors."""
+
+import argparse
+import functools
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+
+from utils.training import PRECISIONS
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse's parser with defaults shown in the help, and errors in one line without the usage."""
+
+    def __init__(self, description: str | None) -> None:
+        super().__init__(description=description, formatter_class=_HelpFormatter, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        """Name the program and what is wrong with its arguments, and exit with code 2."""
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    pass
+
+
+def one_line_errors(function: Callable[..., Any]) -> Callable[..., Any]:
+    """End with exit code 2 and one line on bad input (ValueError) or an unusable file (OSError)."""
+
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except (ValueError, OSError) as error:
+            print(
+                f"{Path(sys.argv[0]).name}: error: {' '.join(str(error).split())}",
+                file=sys.stderr,
+                flush=True,
+            )
+            raise SystemExit(2) from None
+
+    return wrapper
+
+
+def _number(convert: Callable[[str], Any], accept: Callable[[Any], bool], expected: str) -> Callable[[str], Any]:
+    def parse(text: str) -> Any:
+        try:
+            value = convert(text)
+        except ValueError:
+            value = None
+        if value is None or not math.isfinite(value) or not accept(value):
+            raise argparse.ArgumentTypeError(f"{text!r} is not {expected}")
+        return value
+
+    return parse
+
+
+positive_int = _number(int, lambda value: value > 0, "a positive whole number")
+natural = _number(int, lambda value: value >= 0, "a whole number from 0")
+positive = _number(float, lambda value: value > 0, "a positive number")
+non_negative = _number(float, lambda value: value >= 0, "a number from 0")
+
+
+def index_list(text: str) -> list[int]:
+    """Indices as "0,5,10" or like a Python slice, "0:1000:50"."""
+    try:
+        if ":" in text:
+            start, stop, step = ([int(part) for part in text.split(":")] + [1])[:3]
+            indices = list(range(start, stop, step))
+        else:
+            indices = [int(part) for part in text.split(",")]
+    except ValueError:
+        indices = []
+    if not indices or min(indices) < 0 or text.count(":") > 2:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of indices from 0, like 0,5,10 or 0:1000:50")
+    return list(dict.fromkeys(indices))
+
+
+def device(text: str) -> torch.device:
+    """A device that this machine has."""
+    try:
+        value = torch.device(text)
+    except RuntimeError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a device: expected cpu, cuda or cuda:N") from None
+    if value.type not in ("cpu", "cuda"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not supported: expected cpu, cuda or cuda:N")
+    if value.type == "cuda" and (value.index or 0) >= torch.cuda.device_count():
+        raise argparse.ArgumentTypeError(f"{text!r} is not on this machine: it has {torch.cuda.device_count()} GPUs")
+    return value
+
+
+def add_model_arguments(parser: argparse.ArgumentParser, *, num_channels: int) -> None:
+    """--arch, --num-channels, --image-size."""
+    group = parser.add_argument_group("network")
+    group.add_argument(
+        "--arch",
+        default="lenet",
+        help="logreg, lenet, vgg11, resnet18, densenet121, torchvision:NAME, or package.module:factory",
+    )
+    group.add_argument("--num-channels", type=positive_int, default=num_channels, help="colour channels of the images")
+    group.add_argument("--image-size", type=positive_int, default=32, help="height and width of the images")
+
+
+def add_training_arguments(
+    parser: argparse.ArgumentParser, *, epochs: int, max_lr: float, momentum: float, weight_decay: float
+) -> None:
+    """The recipe; batch size and clipping are the same in both of the paper's trainings."""
+    group = parser.add_argument_group("training")
+    group.add_argument("--epochs", type=positive_int, default=epochs, help="passes over the training set")
+    group.add_argument("--batch-size", type=positive_int, default=128, help="samples a step")
+    group.add_argument("--max-lr", type=positive, default=max_lr, help="learning rate, falling linearly to 0")
+    group.add_argument("--momentum", type=non_negative, default=momentum, help="of SGD")
+    group.add_argument("--weight-decay", type=non_negative, default=weight_decay, help="of SGD")
+    group.add_argument("--clip-norm", type=positive, default=0.5, help="bound on the norm of the gradient")
+
+
+def add_run_arguments(parser: argparse.ArgumentParser, *, output_help: str) -> None:
+    """--seed, --device, --precision, --output."""
+    group = parser.add_argument_group("run")
+    group.add_argument("--seed", type=natural, default=0, help="of everything random")
+    group.add_argument(
+        "--device",
+        type=device,
+        default="cuda" if torch.cuda.is_available() else "cpu",
+        help="cpu, cuda or cuda:N",
+    )
+    group.add_argument(
+        "--precision", choices=PRECISIONS, default="fp32", help="tf32 and bf16 are variants of the recipe"
+    )
+    group.add_argument("--output", type=Path, help=output_help)
+
+
+def check_precision(args: argparse.Namespace) -> None:
+    """Refuse a precision that the device lacks before any work starts."""
+    from utils.training import precision_mode
+
+    with precision_mode(args.precision, args.device):
+        pass

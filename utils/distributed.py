@@ -1,0 +1,114 @@
+"""Ranks: the processes that share a run's work, started by torchrun or, on a CPU, by the script itself."""
+
+import datetime
+import logging
+import os
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import distributed as dist
+from torch import multiprocessing as mp
+
+Item = TypeVar("Item")
+
+SMALL_MODEL_FLOPS = 20_000_000  # a forward pass of one image; LeNet has 0.8 million, VGG-11 306 million
+
+
+def rank() -> int:
+    """This process's number among the ranks, 0 without any."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """How many ranks share the work, 1 without any."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def share(items: Sequence[Item]) -> Sequence[Item]:
+    """This rank's part of the items: every world_size-th."""
+    return items[rank() :: world_size()]
+
+
+def barrier() -> None:
+    """Wait until all ranks are here."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
+    """The sum of the ranks' CPU tensors, on all of them."""
+    if dist.is_initialized():
+        tensor = tensor.clone()
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def rank_device(device: torch.device) -> torch.device:
+    """The device of this rank: a plain "cuda" becomes the GPU with the rank's number on this machine."""
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+    return device
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def launch(function: Callable[..., Any], *args: Any, device: torch.device, model_flops: int) -> None:
+    """Call `function(*args)` on every rank.
+
+    Under torchrun this process is a rank already. Otherwise, on a CPU, a small model is trained fastest on one
+    thread, so one rank a core is started; a large one uses all cores in one process. The rule looks at the
+    device and the model alone, so that sums are taken in the same order whatever else the machine does.
+    """
+    small = model_flops < SMALL_MODEL_FLOPS
+    if "RANK" in os.environ:
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        _enter(function, args, 1 if small else max(1, num_cores() // local), "env://", None)
+    elif device.type == "cpu" and small and num_cores() > 1:
+        with tempfile.TemporaryDirectory() as folder:
+            meeting_point = (Path(folder) / "ranks").as_uri()
+            logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # the rank that fails says why
+            try:
+                mp.spawn(_spawned, (function, args, meeting_point, num_cores()), nprocs=num_cores())
+            except mp.ProcessExitedException as error:
+                if error.signal_name is not None:
+                    print(
+                        f"a rank was ended by {error.signal_name}: the same command continues",
+                        file=sys.stderr,
+                    )
+                raise SystemExit(error.exit_code if error.exit_code > 0 else 1) from None
+    else:
+        torch.set_num_threads(1 if small and device.type == "cpu" else num_cores())
+        function(*args)
+
+
+def _spawned(rank: int, function: Callable[..., Any], args: tuple, meeting_point: str, size: int) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _enter(function, args, 1, meeting_point, (rank, size))
+
+
+def _end_with_parent() -> None:
+    """A rank must not outlive the script that was killed: its successor would find the run's folder in use."""
+    mp.parent_process().join()
+    os._exit(1)
+
+
+def _enter(
+    function: Callable[..., Any], args: tuple, threads: int, init_method: str, place: tuple[int, int] | None
+) -> None:
+    """Join the group and call the function. The ranks exchange little, and from CPU memory: gloo serves all."""
+    torch.set_num_threads(threads)
+    rank, size = place or (int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
+    patience = datetime.timedelta(days=7)  # a rank may wait long for the others' last items
+    dist.init_process_group("gloo", init_method=init_method, rank=rank, world_size=size, timeout=patience)
+    try:
+        function(*args)
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,163 @@
+"""Training and evaluation on tensors that live on the device, by the recipe of the paper."""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+PRECISIONS = ("fp32", "tf32", "bf16")
+
+
+@contextlib.contextmanager
+def precision_mode(precision: str, device: torch.device | str) -> Iterator[None]:
+    """Arithmetic of the forward and backward pass: fp32 (really), tf32 (CUDA only), or bf16 autocast.
+
+    torch lets cuDNN round fp32 convolutions to TF32 unless told otherwise; fp32 here tells it.
+    """
+    device = torch.device(device)
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision {precision!r} is unknown: expected one of {', '.join(PRECISIONS)}")
+    if precision == "tf32" and device.type != "cuda":
+        raise ValueError(f"precision tf32 needs a CUDA device, not {device}")
+    switches = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)
+    before = [switch.fp32_precision for switch in switches]
+    for switch in switches:
+        switch.fp32_precision = "tf32" if precision == "tf32" else "ieee"
+    try:
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            yield
+    finally:
+        for switch, value in zip(switches, before, strict=True):
+            switch.fp32_precision = value
+
+
+def learning_rate(max_lr: float, epoch: int, step: int, steps: int, epochs: int) -> float:
+    """The rate of step `step` (from 0): max_lr·(1 − t/epochs) with t = epoch + (step + 1)/steps."""
+    return max_lr * (1 - (epoch + (step + 1) / steps) / epochs)
+
+
+def train_epoch(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    epoch: int,
+    epochs: int,
+    batch_size: int,
+    max_lr: float,
+    clip_norm: float,
+    generator: torch.Generator,
+    precision: str = "fp32",
+    augment: Callable[[torch.Tensor, torch.Generator], torch.Tensor] | None = None,
+) -> tuple[float, float]:
+    """One pass over the data in a fresh order, the short last batch kept; no step waits for the device.
+
+    Args:
+        model: on the device of the images; set to training mode.
+        optimizer: SGD over the model's parameters; its rate is set before each step.
+        images: (n, C, H, W).
+        labels: (n,), int64.
+        epoch: number of this epoch, from 0.
+        epochs: number of epochs after which the rate is 0.
+        batch_size: samples a step.
+        max_lr: rate at the start of training.
+        clip_norm: bound on the norm of the gradient of all parameters together.
+        generator: source of the order, on the device of the images.
+        precision: see `precision_mode`.
+        augment: maps a batch to a batch; draws from `generator`.
+
+    Returns:
+        Mean loss and accuracy in percent, over the batches as they were trained on.
+    """
+    model.train()
+    parameters = list(model.parameters())
+    order = torch.randperm(len(images), generator=generator, device=images.device)
+    batches = order.split(batch_size)
+    total_loss = torch.zeros((), device=images.device)
+    num_correct = torch.zeros((), device=images.device, dtype=torch.int64)
+    with precision_mode(precision, images.device):
+        for step, batch in enumerate(batches):
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(max_lr, epoch, step, len(batches), epochs)
+            x, y = images[batch], labels[batch]
+            if augment is not None:
+                x = augment(x, generator)
+            logits = model(x.contiguous(memory_format=torch.channels_last))
+            loss = F.cross_entropy(logits, y)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(parameters, clip_norm)
+            optimizer.step()
+            total_loss += loss.detach() * len(batch)
+            num_correct += (logits.detach().argmax(1) == y).sum()
+    return total_loss.item() / len(images), 100 * num_correct.item() / len(images)
+
+
+def make_optimizer(
+    model: nn.Module, *, max_lr: float, momentum: float = 0.0, weight_decay: float = 0.0
+) -> torch.optim.SGD:
+    """The paper's optimiser; `train_epoch` sets the rate of each step."""
+    return torch.optim.SGD(model.parameters(), lr=max_lr, momentum=momentum, weight_decay=weight_decay)
+
+
+def train(
+    model: nn.Module,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    epochs: int = 20,
+    batch_size: int = 128,
+    max_lr: float = 0.5,
+    momentum: float = 0.0,
+    weight_decay: float = 0.0,
+    clip_norm: float = 0.5,
+    generator: torch.Generator,
+    precision: str = "fp32",
+    test_set: tuple[torch.Tensor, torch.Tensor] | None = None,
+) -> list[dict[str, float]]:
+    """Train by the recipe of the paper's first experiment; the arguments are those of `train_epoch`.
+
+    Returns:
+        The history, one dict an epoch: epoch, loss, train_accuracy, and test_accuracy if there is a test
+        set (images, labels) to evaluate each time.
+        It ends early, with the epoch whose loss is not finite, when training diverges.
+    """
+    model.to(memory_format=torch.channels_last)
+    optimizer = make_optimizer(model, max_lr=max_lr, momentum=momentum, weight_decay=weight_decay)
+    history = []
+    for epoch in range(epochs):
+        loss, accuracy = train_epoch(
+            model, optimizer, images, labels, epoch=epoch, epochs=epochs, batch_size=batch_size, max_lr=max_lr,
+            clip_norm=clip_norm, generator=generator, precision=precision,
+        )  # fmt: skip
+        history.append({"epoch": epoch, "loss": loss, "train_accuracy": accuracy})
+        if test_set is not None:
+            history[-1]["test_accuracy"] = evaluate(model, *test_set, precision=precision)[1]
+        if not math.isfinite(loss):
+            break
+    return history
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    precision: str = "fp32",
+    batch_size: int = 500,
+) -> tuple[float, float]:
+    """Mean loss and accuracy in percent of `model` in evaluation mode, over images (n, C, H, W)."""
+    model.eval()
+    total_loss = torch.zeros((), device=images.device)
+    num_correct = torch.zeros((), device=images.device, dtype=torch.int64)
+    with precision_mode(precision, images.device):
+        for x, y in zip(images.split(batch_size), labels.split(batch_size), strict=True):
+            logits = model(x.contiguous(memory_format=torch.channels_last))
+            total_loss += F.cross_entropy(logits, y, reduction="sum")
+            num_correct += (logits.argmax(1) == y).sum()
+    return total_loss.item() / len(images), 100 * num_correct.item() / len(images)
