@@ -10,10 +10,12 @@ and chance (50 %) elsewhere, mean 56 %; for LogReg 100 % everywhere. The accurac
 points (standard deviation) from one training to the next.
 """
 
+import csv
 import hashlib
 import math
 import time
 from argparse import Namespace
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +118,10 @@ def list_indices(args: Namespace) -> list[tuple[int, ...]]:
         frequencies = [(y, x) for y in frequency_grid(size) for x in frequency_grid(size)]
         if args.phase == "sine":  # it vanishes where a frequency is its own negative
             frequencies = [(y, x) for y, x in frequencies if 2 * y % size or 2 * x % size]
+            if not frequencies:
+                raise ValueError(f"images of {size} pixels have no sine on the map: use the cosine")
+    for frequency in frequencies:
+        make_direction(tuple(frequency), args, None)  # refuses one outside the image, before it becomes its alias
     return list(dict.fromkeys(canonical_frequency(y, x, size, size) for y, x in frequencies))
 
 
@@ -130,15 +136,16 @@ def run(args: Namespace, items: list[tuple[int, ...]], nads: torch.Tensor | None
     device = distributed.rank_device(args.device)
     recipe = {key: vars(args)[key] for key in RECIPE}
     with runs.open_run(args.output, settings(args, nads)) as folder:
-        done = {row_key(row, args.directions) for row in runs.read_rows(folder / ROWS)}
-        distributed.barrier()  # nobody adds a row before all have looked
+        with distributed.first_rank_first():
+            done = {row_key(row, args.directions) for row in runs.read_rows(folder / ROWS)}
         mine = distributed.share([item for item in items if item not in done])
         for *index, repetition in tqdm(mine, desc=f"directions of rank 0, {args.arch}", disable=distributed.rank() > 0):
             start = time.perf_counter()
             outcome = train_on_direction(
                 make_direction(tuple(index), args, nads).to(device), arch=args.arch, pooling=not args.no_pooling,
                 num_train=args.num_train, num_test=args.num_test, epsilon=args.epsilon, sigma=args.sigma,
-                seed=seeding.seed_of(args.seed, args.directions, *index, repetition), precision=args.precision, **recipe,
+                seed=seeding.seed_of(args.seed, args.directions, *index, repetition), precision=args.precision,
+                **recipe,
             )  # fmt: skip
             row = dict(zip(KEYS[args.directions], index, strict=True)) | {"repetition": repetition}
             row |= {name: f"{value:.6g}" for name, value in outcome.items()}
@@ -206,40 +213,48 @@ def report(folder: Path, rows: list[dict[str, str]], args: Namespace) -> None:
     print(f"figure: {folder / 'accuracy.png'}\nrows: {folder / ROWS}")
 
 
+def read_published(args: Namespace) -> list[tuple[tuple[int, ...], float]]:
+    """The accuracies of this architecture in the --published CSV file, each after its index in the family."""
+    keys, column = KEYS[args.directions], canonical_name(args.arch)
+    try:
+        rows = list(csv.DictReader(args.published.read_text().splitlines()))
+        return [(tuple(int(row[key]) for key in keys), float(row[column])) for row in rows if row[column]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{args.published} is not a CSV file with numbers in columns {', '.join((*keys, column))} "
+            f"({type(error).__name__}: {error})"
+        ) from None
+
+
+def by_experiment(
+    accuracies: Iterable[tuple[tuple[int, ...], float]], args: Namespace
+) -> dict[tuple[int, ...], list[float]]:
+    """Accuracies of directions that give the same experiment, together: for Fourier images, the mirrored ones."""
+    groups: dict[tuple[int, ...], list[float]] = {}
+    for index, accuracy in accuracies:
+        if args.directions == "fourier":
+            mirrored = (-index[0], index[1])
+            index = min(canonical_frequency(*k, args.image_size, args.image_size) for k in (index, mirrored))
+        groups.setdefault(index, []).append(accuracy)
+    return groups
+
+
 def compare_with_published(folder: Path, accuracies: dict[tuple[int, ...], float], args: Namespace) -> None:
     """Print how the accuracies agree with those of a published CSV file, and draw one against the other.
 
     Frequencies (k_y, k_x) and (−k_y, k_x) give mirror images, the same experiment for these architectures: both
     sides are averaged over them first.
     """
-    column = canonical_name(args.arch)
-    published = runs.read_rows(args.published)
-    if not published or not {column, *KEYS[args.directions]} <= published[0].keys():
-        raise ValueError(
-            f"{args.published} lacks a column of {(*KEYS[args.directions], column)}: nothing to compare with"
-        )
-
-    def experiment(index: tuple[int, ...]) -> tuple[int, ...]:
-        size = args.image_size
-        if args.directions == "fourier":
-            return min(canonical_frequency(*index, size, size), canonical_frequency(-index[0], index[1], size, size))
-        return index
-
-    ours: dict[tuple[int, ...], list[float]] = {}
-    theirs: dict[tuple[int, ...], list[float]] = {}
-    for index, accuracy in accuracies.items():
-        ours.setdefault(experiment(index), []).append(accuracy)
-    for row in published:
-        if row[column]:
-            theirs.setdefault(experiment(tuple(int(row[key]) for key in KEYS[args.directions])), []).append(
-                float(row[column])
-            )
+    ours = by_experiment(accuracies.items(), args)
+    theirs = by_experiment(read_published(args), args)
     both = [index for index in ours if index in theirs]
     if len(both) < 3:
         raise ValueError(f"{args.published} has {len(both)} of these directions: at least 3 are needed to compare")
     x, y = (np.array([np.mean(side[index]) for index in both]) for side in (theirs, ours))
+    vary = np.ptp(x) > 0 and np.ptp(y) > 0  # a flat map, like LogReg's, correlates with nothing
+    pearson, spearman = (np.corrcoef(x, y)[0, 1], stats.spearmanr(x, y)[0]) if vary else (math.nan, math.nan)
     summary = (
-        f"{len(both)} experiments: Pearson {np.corrcoef(x, y)[0, 1]:.3f}, Spearman {stats.spearmanr(x, y)[0]:.3f}, "
+        f"{len(both)} experiments: Pearson {pearson:.3f}, Spearman {spearman:.3f}, "
         f"mean absolute difference {np.abs(x - y).mean():.2f} points"
     )
     print(f"against {args.published.name}, {summary}")
@@ -258,7 +273,7 @@ def settings(args: Namespace, nads: torch.Tensor | None) -> dict[str, Any]:
     wanted = {"frequency", "nad_index", "num_random", "seeds", "device", "output", "published"}
     content = "" if nads is None else hashlib.blake2b(nads.numpy().tobytes(), digest_size=8).hexdigest()
     values = {key: value for key, value in vars(args).items() if key not in wanted}
-    return values | {"nads": content}
+    return values | {"arch": canonical_name(args.arch), "nads": content}
 
 
 def parse_arguments(argv: list[str] | None) -> Namespace:
@@ -303,8 +318,8 @@ def main(argv: list[str] | None = None) -> None:
     """Check the arguments, then train on every direction."""
     args = parse_arguments(argv)
     cli.check_precision(args)
-    if args.published and not args.published.is_file():
-        raise FileNotFoundError(f"no file of published accuracies at {args.published}")
+    if args.published:
+        read_published(args)  # refuses what cannot be compared with
     model = build_model(args.arch, args.num_channels, 2, args.image_size, not args.no_pooling)
     nads = None
     if args.directions == "nads":

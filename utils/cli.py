@@ -50,9 +50,10 @@ def _number(convert: Callable[[str], Any], accept: Callable[[Any], bool], expect
     def parse(text: str) -> Any:
         try:
             value = convert(text)
-        except ValueError:
-            value = None
-        if value is None or not math.isfinite(value) or not accept(value):
+            accepted = math.isfinite(value) and accept(value)
+        except (ValueError, OverflowError):
+            accepted = False
+        if not accepted:
             raise argparse.ArgumentTypeError(f"{text!r} is not {expected}")
         return value
 
@@ -62,6 +63,7 @@ def _number(convert: Callable[[str], Any], accept: Callable[[Any], bool], expect
 positive_int = _number(int, lambda value: value > 0, "a positive whole number")
 natural = _number(int, lambda value: value >= 0, "a whole number from 0")
 positive = _number(float, lambda value: value > 0, "a positive number")
+fraction = _number(float, lambda value: 0 < value <= 1, "a number above 0, at most 1")
 non_negative = _number(float, lambda value: value >= 0, "a number from 0")
 
 

@@ -3,6 +3,7 @@
 A direction is a float32 tensor of shape (C, H, W) and unit Euclidean norm.
 """
 
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +80,23 @@ def random_direction(shape: tuple[int, int, int], generator: torch.Generator) ->
     return direction / direction.norm()
 
 
+def load_array(path: str | Path) -> np.ndarray:
+    """Read an array of numbers from a .npy file, as float64.
+
+    Raises:
+        ValueError: not such a file.
+        FileNotFoundError: no such file.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"there is no array at {path}: expected a .npy file")
+    try:
+        with open(path, "rb") as file:
+            array = np.load(file, allow_pickle=False)
+        return np.asarray(array, dtype=np.float64)
+    except (ValueError, TypeError, EOFError, OSError, MemoryError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is not a readable .npy array of numbers ({error})") from None
+
+
 def load_nads(path: str | Path, dimension: int) -> torch.Tensor:
     """Read NADs from a .npy file: orthonormal rows, most important first.
 
@@ -95,17 +113,11 @@ def load_nads(path: str | Path, dimension: int) -> torch.Tensor:
         ValueError: not such an array, or rows that are not orthonormal (to 1e-3).
         FileNotFoundError: no such file.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no NAD file at {path}: expected an array of shape ({dimension}, {dimension})")
-    try:
-        rows = np.load(path, allow_pickle=False)
-        rows = np.asarray(rows, dtype=np.float64)
-    except (ValueError, TypeError, EOFError, OSError) as error:
-        raise ValueError(f"{path} is not a readable .npy array of numbers ({str(error).splitlines()[0]})") from None
+    rows = load_array(path)
     if rows.ndim != 2 or rows.shape[1] != dimension or rows.shape[0] not in (dimension - 1, dimension):
         raise ValueError(f"{path} has shape {rows.shape}: expected ({dimension}, {dimension}), or one row less")
-    error = np.abs(rows @ rows.T - np.eye(len(rows))).max()
+    with np.errstate(all="ignore"):
+        error = np.abs(rows @ rows.T - np.eye(len(rows))).max()
     if not error < 1e-3:  # nan fails too
         raise ValueError(f"the rows of {path} are not orthonormal: U Uᵀ differs from I by {error:.2g}")
     if len(rows) == dimension - 1:

@@ -1,12 +1,13 @@
 """Ranks: the processes that share a run's work, started by torchrun or, on a CPU, by the script itself."""
 
+import contextlib
 import datetime
 import logging
 import os
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -38,6 +39,25 @@ def barrier() -> None:
     """Wait until all ranks are here."""
     if dist.is_initialized():
         dist.barrier()
+
+
+@contextlib.contextmanager
+def first_rank_first() -> Iterator[None]:
+    """Run the block on rank 0, then on the others; where it fails on rank 0 they end quietly, with nothing to add."""
+    failure = None
+    if rank() == 0:
+        try:
+            yield
+        except (ValueError, OSError) as error:
+            failure = error
+    failed = sum_over_ranks(torch.tensor(int(failure is not None)))
+    if failure is not None:
+        raise failure
+    if failed:
+        raise SystemExit(2)
+    if rank() > 0:
+        yield
+    barrier()  # nobody changes what the others still read
 
 
 def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:

@@ -35,7 +35,7 @@ def accuracy_map_figure(accuracies: np.ndarray, frequencies: Sequence[int], titl
     with style.context(STYLE):
         figure = new_figure(4.6, 3.9)
         axes = figure.add_subplot()
-        half = (frequencies[1] - frequencies[0]) / 2
+        half = (frequencies[1] - frequencies[0]) / 2 if len(frequencies) > 1 else 1
         edges = (frequencies[0] - half, frequencies[-1] + half)
         axes.set_facecolor("0.85")
         image = axes.imshow(accuracies, vmin=50, vmax=100, origin="lower", extent=(*edges, *edges))
@@ -80,3 +80,53 @@ def scatter_figure(x: np.ndarray, y: np.ndarray, *, xlabel: str, ylabel: str, ti
         axes.set(xlabel=xlabel, ylabel=ylabel, aspect="equal")
         axes.set_title(title)
     return figure
+
+
+def nads_figure(directions: dict[str, np.ndarray], spectra: dict[str, np.ndarray] | None = None) -> Figure:
+    """The first NADs of each architecture in pixel space over their energy in the Fourier domain; the spectra below.
+
+    Args:
+        directions: by name, (k, C, H, W).
+        spectra: by name, singular values (D,); left out if None.
+    """
+    k = max(len(rows) for rows in directions.values())
+    bottom = 1 if spectra else 0
+    with style.context(STYLE):
+        figure = new_figure(1.05 * k + 0.6, 2.1 * len(directions) + 2.4 * bottom)
+        grid = figure.add_gridspec(
+            2 * len(directions) + bottom, k, height_ratios=[1] * 2 * len(directions) + [2.2] * bottom
+        )
+        for group, (name, rows) in enumerate(directions.items()):
+            for column, direction in enumerate(rows):
+                pixels = figure.add_subplot(grid[2 * group, column])
+                energy = figure.add_subplot(grid[2 * group + 1, column])
+                show_direction(pixels, energy, direction)
+                pixels.set_title(f"NAD {column}")
+                if column == 0:
+                    pixels.set_ylabel(f"{name}\npixels")
+                    energy.set_ylabel("Fourier\nenergy")
+        if spectra:
+            axes = figure.add_subplot(grid[-1, :])
+            for name, values in spectra.items():
+                axes.plot(np.arange(len(values)), values, label=name)
+            axes.set(yscale="log", xlabel="NAD index", ylabel="singular value")
+            if len(spectra) > 1:
+                axes.legend()
+    return figure
+
+
+def show_direction(pixels, energy, direction: np.ndarray) -> None:
+    """Draw a direction (C, H, W) in one pair of axes, and its energy in the Fourier domain (DC centred) in the other.
+
+    Pixels are grey values around zero, or colours around grey; the energy is summed over the channels.
+    """
+    limit = np.abs(direction).max()
+    if len(direction) == 3:
+        pixels.imshow(0.5 + direction.transpose(1, 2, 0) / (2 * limit))
+    else:
+        pixels.imshow(direction.mean(0), vmin=-limit, vmax=limit, cmap="RdBu_r")
+    spectrum = np.square(np.abs(np.fft.fftshift(np.fft.fft2(direction), axes=(-2, -1)))).sum(0)
+    energy.imshow(spectrum / spectrum.max(), vmin=0, vmax=1, origin="lower")
+    for axes in (pixels, energy):
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_visible(True)

@@ -85,18 +85,19 @@ def open_run(folder: Path, settings: dict[str, Any]) -> Iterator[Path]:
         ValueError: other settings (the differing keys are named), or another process is at work there.
     """
     with contextlib.ExitStack() as stack:
-        if distributed.rank() == 0:
-            folder.mkdir(parents=True, exist_ok=True)
-            lock = stack.enter_context(open(folder / ".lock", "w"))
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ValueError(
-                    f"{folder} is in use by another process: wait for it, or choose another --output"
-                ) from None
-            _check_settings(folder / "config.json", json.loads(json.dumps(settings)))
-        distributed.barrier()
+        with distributed.first_rank_first():
+            if distributed.rank() == 0:
+                folder.mkdir(parents=True, exist_ok=True)
+                _lock(stack.enter_context(open(folder / ".lock", "w")), folder)
+                _check_settings(folder / "config.json", json.loads(json.dumps(settings)))
         yield folder
+
+
+def _lock(file: io.TextIOBase, folder: Path) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ValueError(f"{folder} is in use by another process: wait for it, or choose another --output") from None
 
 
 def _check_settings(path: Path, settings: dict[str, Any]) -> None:
@@ -122,8 +123,8 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     """The finished rows of a CSV file, none if there is no file. A last line cut short by a kill does not count."""
     if not path.exists():
         return []
-    whole, _, _ = path.read_text().rpartition("\n")
-    return list(csv.DictReader(io.StringIO(whole)))
+    whole, _, _ = path.read_bytes().rpartition(b"\n")
+    return list(csv.DictReader(io.StringIO(whole.decode())))
 
 
 def append_row(path: Path, row: dict[str, Any]) -> None:

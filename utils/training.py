@@ -27,7 +27,8 @@ def precision_mode(precision: str, device: torch.device | str) -> Iterator[None]
     for switch in switches:
         switch.fp32_precision = "tf32" if precision == "tf32" else "ieee"
     try:
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+        # Without autocast's cache: it keeps the rounded weights, and steps within the block change the weights.
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False):
             yield
     finally:
         for switch, value in zip(switches, before, strict=True):

@@ -1,0 +1,52 @@
+"""Compare two files of NADs: do their first k rows span the same, and do their spectra agree?
+
+    python NADs_scripts/compare.py A_NADs.npy B_NADs.npy
+
+Overlap is 1 for the same subspace and k/D by chance. Where both spectra (A_eigenvals.npy) lie beside the files, it
+also prints the correlation of log variances of A along B's rows, and the median ratio of singular values, A by B.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from utils import cli
+from utils.covariance import NADs, log_variance_correlation, median_singular_value_ratio, subspace_overlap
+from utils.directions import load_array, load_nads
+
+SIZES = (1, 5, 20, 50, 100, 200, 500)
+
+
+def load_with_spectrum(path: Path, dimension: int) -> NADs:
+    """The rows of a file, and the singular values beside it (one or none less); empty where there are none."""
+    directions = load_nads(path, dimension).numpy()
+    beside = path.with_name(path.name.replace("_NADs", "_eigenvals"))
+    if beside == path or not beside.is_file():
+        return NADs(directions, np.empty(0))
+    values = load_array(beside)
+    if values.ndim != 1 or len(values) not in (dimension - 1, dimension):
+        raise ValueError(f"{beside} has shape {values.shape}: expected ({dimension},), or one value less")
+    return NADs(directions, values)
+
+
+@cli.one_line_errors
+def main(argv: list[str] | None = None) -> None:
+    """Print the comparison."""
+    parser = cli.ArgumentParser(__doc__)
+    parser.add_argument("a", type=Path, help="file of NADs")
+    parser.add_argument("b", type=Path, help="file of NADs to compare with")
+    args = parser.parse_args(argv)
+    dimension = load_array(args.a).shape[-1]
+    a, b = (load_with_spectrum(path, dimension) for path in (args.a, args.b))
+    for k in (k for k in SIZES if k <= dimension):
+        print(f"overlap of the first {k:3d}: {subspace_overlap(a.directions, b.directions, k):.3f}")
+    if len(a.singular_values) and len(b.singular_values):
+        print(f"correlation of log variances along B: {log_variance_correlation(a, b):.4f}")
+        print(f"median ratio of singular values:      {median_singular_value_ratio(a, b):.3f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,425 @@
+"""Experiment 2: the neural anisotropy directions (NADs) of an architecture, from random networks.
+
+Draw networks f_θ from the architecture's own initialisation, in evaluation mode. Estimate the gradient of each at one
+fixed point x by central differences with step s = 100 along each pixel. The eigenvectors of the covariance of these
+gradients over θ are the NADs, most important first.
+
+    python nad_computation.py --arch lenet
+
+Two estimators of the same covariance:
+  sampled   the paper's protocol: a network of one output gives one gradient g.
+  marginal  all these networks end in a linear layer, f = w·h + b. Its weights are independent of the trunk h, have mean
+            zero and variance σ_w², so E[g gᵀ | trunk] = σ_w² Δ Δᵀ with Δ the differences of the features: the last
+            layer is integrated out exactly, and a trunk is worth many sampled networks (Rao-Blackwell).
+
+Expect for LeNet a first singular value of 0.189 and a last one of 0.0023. Two halves of the networks span the same
+first 100 directions to 0.9 (marginal, 600 networks).
+"""
+
+import time
+from argparse import Namespace
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from models import build_model, paper_name
+from utils import cli, distributed, plotting, runs, seeding
+from utils.covariance import GradientSum, NADs, nads_from_covariance, subspace_overlap
+from utils.differences import autograd_jacobian, central_differences
+from utils.operations import forward_flops
+from utils.training import precision_mode
+
+ROOT = Path(__file__).resolve().parent
+NUM_NETWORKS = {"sampled": 10_000, "marginal": 1_000}
+CHECKPOINT_SECONDS = 50
+
+
+def draw_network(
+    arch: str,
+    number: int,
+    *,
+    seed: int = 0,
+    num_channels: int = 1,
+    image_size: int = 32,
+    device: torch.device | str = "cpu",
+) -> nn.Module:
+    """Network `number`: built on its device by its own factory from its own seed; one output, evaluation mode."""
+    with seeding.default_generator(device, seed, "network", number), torch.device(device):
+        model = build_model(arch, num_channels, 1, image_size)
+    return model.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+
+
+def draw_point(kind: str, *, seed: int = 0, num_channels: int = 1, image_size: int = 32) -> torch.Tensor:
+    """The point x of all networks, (C, S, S): "normal" is N(0, I), "zero" the grey image."""
+    shape = (num_channels, image_size, image_size)
+    return (
+        torch.zeros(shape) if kind == "zero" else torch.randn(shape, generator=seeding.generator("cpu", seed, "point"))
+    )
+
+
+def split_last_linear(model: nn.Module, point: torch.Tensor) -> tuple[nn.Module, nn.Linear]:
+    """Take off the linear layer that ends the model: f(x) = w·h(x) + b.
+
+    Args:
+        model: evaluated once at the point, and changed: an identity stands where its last layer was.
+        point: an image (C, H, W).
+
+    Returns:
+        The trunk h, which maps (N, C, H, W) to (N, F), and the layer.
+
+    Raises:
+        ValueError: the output is not that of a linear layer on (N, F) features, the layer is used or owned more than
+            once, or its weights are zero or not of mean zero, so that there is nothing to integrate out.
+    """
+    refusal = "the marginal estimator integrates out a last linear layer, but {}: use --estimator sampled"
+    calls: list[tuple[nn.Linear, torch.Tensor, torch.Tensor]] = []
+    linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    hooks = [
+        module.register_forward_hook(lambda layer, inputs, output: calls.append((layer, inputs[0], output)))
+        for module in linears.values()
+    ]
+    with torch.no_grad():
+        output = model(point[None])
+    for hook in hooks:
+        hook.remove()
+    if not calls or calls[-1][1].ndim != 2 or not torch.equal(calls[-1][2].flatten(), output.flatten()):
+        raise ValueError(refusal.format("this network does not end in one"))
+    layer = calls[-1][0]
+    owners = [name for name, weight in model.named_parameters(remove_duplicate=False) if weight is layer.weight]
+    if len(owners) > 1 or sum(called is layer for called, _, _ in calls) > 1:
+        raise ValueError(refusal.format(f"this network shares its weights ({', '.join(owners)})"))
+    if not layer.weight.any():
+        raise ValueError(refusal.format("its weights are all zero at initialisation"))
+    check_zero_mean(weight_statistics(layer), refusal)
+    parent, _, name = owners[0].removesuffix(".weight").rpartition(".")
+    setattr(model.get_submodule(parent), name, nn.Identity())
+    return model, layer
+
+
+def weight_statistics(layer: nn.Linear) -> torch.Tensor:
+    """(number, Σw, Σw², number beyond 1/√fan_in) of a layer's weights, float64: these add up over networks."""
+    weights = layer.weight.double()
+    beyond = (weights.abs() > layer.in_features**-0.5 * (1 + 1e-6)).sum()
+    return torch.stack([torch.ones_like(weights).sum(), weights.sum(), weights.square().sum(), beyond.double()]).cpu()
+
+
+def check_zero_mean(statistics: torch.Tensor, refusal: str) -> None:
+    """Refuse weights whose mean is more than six standard errors from zero."""
+    number, total, squares, _ = statistics.tolist()
+    if abs(total) > 6 * squares**0.5:  # the standard error of Σw is √(Σw²) for a mean of zero
+        raise ValueError(refusal.format(f"the mean of its weights is {total / number:.2g}, not zero"))
+
+
+def weight_variance(statistics: torch.Tensor, fan_in: int) -> float:
+    """σ_w² of the last layer from the weights of all drawn networks.
+
+    PyTorch's nn.Linear draws from U(−1/√fan_in, 1/√fan_in), of variance 1/(3·fan_in). That is taken where no weight
+    lies beyond these bounds and the pooled variance is within four of its standard errors; otherwise the pooled one.
+    """
+    number, _, squares, beyond = statistics.tolist()
+    pooled, default = squares / number, 1 / (3 * fan_in)
+    standard_error = default * (0.8 / number) ** 0.5  # Var w² = (4/5)·(σ²)² for a uniform w
+    return default if beyond == 0 and abs(pooled - default) < 4 * standard_error else pooled
+
+
+@dataclass
+class Drawn:
+    """What has been summed over the networks drawn so far; even and odd networks apart, to see how they agree."""
+
+    halves: tuple[GradientSum, GradientSum]
+    weights: torch.Tensor  # (4,), see weight_statistics; zeros for the sampled estimator
+    numbers: set[int]
+    fan_in: int = 0
+
+    def covariance(self, halves: tuple[int, ...] = (0, 1)) -> torch.Tensor:
+        """The covariance (D, D) of the gradient from both halves or one of them."""
+        total = GradientSum(len(self.halves[0].rows))
+        for half in halves:
+            total.merge(self.halves[half])
+        if self.fan_in:
+            return total.marginal_covariance(weight_variance(self.weights, self.fan_in))
+        return total.sampled_covariance()
+
+    def agreement(self, k: int) -> float:
+        """Overlap of the first k NADs of the even with those of the odd networks."""
+        return subspace_overlap(*(nads_from_covariance(self.covariance((half,))).directions for half in (0, 1)), k)
+
+
+def add_network(
+    drawn: Drawn, number: int, point: torch.Tensor, *, arch: str, estimator: str = "marginal", seed: int = 0,
+    step: float = 100.0, jacobian: str = "differences", chunk_size: int = 32, precision: str = "fp32",
+) -> None:  # fmt: skip
+    """Draw one network and add its rows: its gradient (sampled) or the differences of its features (marginal)."""
+    num_channels, image_size, _ = point.shape
+    network = draw_network(
+        arch, number, seed=seed, num_channels=num_channels, image_size=image_size, device=point.device
+    )
+    with precision_mode(precision, point.device):
+        if estimator == "marginal":
+            network, layer = split_last_linear(network, point)
+            drawn.weights += weight_statistics(layer)
+            drawn.fan_in = layer.in_features
+        if jacobian == "autograd":
+            rows = autograd_jacobian(network, point, chunk_size=chunk_size)
+        else:
+            rows = central_differences(network, point, step=step, chunk_size=chunk_size)
+    if estimator == "sampled" and len(rows) != 1:
+        raise ValueError(f"{arch} has {len(rows)} outputs: the sampled estimator needs a network of one")
+    if not rows.isfinite().all():
+        raise ValueError(f"the differences of network {number} of {arch} are not finite (step {step:g})")
+    drawn.halves[number % 2].add(rows)
+    drawn.numbers.add(number)
+
+
+def compute_nads(
+    arch: str = "lenet", *, estimator: str = "marginal", num_networks: int | None = None, num_channels: int = 1,
+    image_size: int = 32, point: str = "normal", seed: int = 0, device: torch.device | str = "cpu", **options: Any,
+) -> tuple[NADs, Drawn]:  # fmt: skip
+    """The NADs of an architecture in one call, without a folder: for small numbers of networks.
+
+    Args:
+        arch: name for `models.build_model`.
+        estimator: "marginal" or "sampled".
+        num_networks: how many to draw; 1,000 marginal or 10,000 sampled ones by default.
+        num_channels: C of the images.
+        image_size: S, height and width of the images.
+        point: "normal" or "zero", see `draw_point`.
+        seed: of the point and the networks.
+        device: where the networks are evaluated.
+        options: step, jacobian, chunk_size, precision of `add_network`.
+
+    Returns:
+        The NADs, with D = C·S·S, and the sums that they come from.
+    """
+    x = draw_point(point, seed=seed, num_channels=num_channels, image_size=image_size).to(device)
+    drawn = nothing_drawn(x.numel(), device)
+    for number in range(num_networks or NUM_NETWORKS[estimator]):
+        add_network(drawn, number, x, arch=arch, estimator=estimator, seed=seed, **options)
+    return nads_from_covariance(drawn.covariance()), drawn
+
+
+def nothing_drawn(dimension: int, device: torch.device | str = "cpu") -> Drawn:
+    """Empty sums for images of this dimension."""
+    halves = (GradientSum(dimension, device), GradientSum(dimension, device))
+    return Drawn(halves, torch.zeros(4, dtype=torch.float64), set())
+
+
+def save_part(path: Path, drawn: Drawn) -> None:
+    """Write one rank's sums."""
+    state = {
+        "halves": [half.state() for half in drawn.halves],
+        "weights": drawn.weights,
+        "numbers": sorted(drawn.numbers),
+        "fan_in": drawn.fan_in,
+    }
+    runs.save_checkpoint(path, state)
+
+
+def load_part(path: Path, dimension: int, device: torch.device | str = "cpu") -> Drawn:
+    """Read one rank's sums; empty ones where there is no file."""
+    if not path.exists():
+        return nothing_drawn(dimension, device)
+    state = runs.load_checkpoint(path)
+    try:
+        even, odd = (GradientSum.from_state(half, device) for half in state["halves"])
+        drawn = Drawn((even, odd), state["weights"], set(state["numbers"]), state["fan_in"])
+        whole = even.num_networks + odd.num_networks == len(drawn.numbers) and len(even.rows) == dimension
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError):
+        whole = False
+    if not whole:
+        raise ValueError(f"the checkpoint {path} does not hold what it should: delete it to start again")
+    return drawn
+
+
+def read_parts(folder: Path, point: torch.Tensor, num_networks: int) -> tuple[Drawn, list[Drawn], set[int]]:
+    """What earlier commands left: this rank's sums, those that no rank continues (for rank 0), all numbers done."""
+    rank, size = distributed.rank(), distributed.world_size()
+    mine = load_part(folder / f"part-{rank}.pt", point.numel(), point.device)
+    done, left_over = set(mine.numbers), []
+    for path in sorted(folder.glob("part-*.pt")):
+        other = int(path.stem.removeprefix("part-"))
+        if other != rank:
+            part = load_part(path, point.numel())
+            done |= part.numbers
+            if other >= size and rank == 0:
+                left_over.append(part)
+    if done and max(done) >= num_networks:
+        raise ValueError(f"{folder} has networks up to number {max(done)}: ask for {max(done) + 1} or more")
+    return mine, left_over, done
+
+
+def sum_of_all(mine: Drawn, others: list[Drawn]) -> Drawn:
+    """What all ranks have drawn; `others` are parts that no rank of this run continues, known to rank 0 alone."""
+    halves = []
+    for half in (0, 1):
+        state = mine.halves[half].state()
+        for other in others:
+            state = state + other.halves[half].state()
+        halves.append(GradientSum.from_state(distributed.sum_over_ranks(state)))
+    weights = distributed.sum_over_ranks(torch.stack([mine.weights, *(other.weights for other in others)]).sum(0))
+    return Drawn((halves[0], halves[1]), weights, set(), mine.fan_in or max((o.fan_in for o in others), default=0))
+
+
+def look_points(num_networks: int) -> Iterator[int]:
+    """The counts at which agreement is looked at: 16, 24, 32, 48, 64, 96, … and the last. The same for any ranks."""
+    power = 16
+    while power < num_networks:
+        yield power
+        if power * 3 // 2 < num_networks:
+            yield power * 3 // 2
+        power *= 2
+    yield num_networks
+
+
+@cli.one_line_errors
+def run(args: Namespace, chunk_size: int) -> None:
+    """Draw the networks that the run's folder lacks, shared among the ranks; then save and draw the NADs."""
+    device = distributed.rank_device(args.device)
+    point = draw_point(args.point, seed=args.seed, num_channels=args.num_channels, image_size=args.image_size).to(
+        device
+    )
+    options = {key: vars(args)[key] for key in ("arch", "estimator", "seed", "step", "jacobian", "precision")}
+    rank, size = distributed.rank(), distributed.world_size()
+    with runs.open_run(args.run, settings(args)) as folder:
+        with distributed.first_rank_first():
+            mine, left_over, done = read_parts(folder, point, args.num_networks)
+        own = folder / f"part-{rank}.pt"
+        looks = list(look_points(args.num_networks)) if args.until_agreement else [args.num_networks]
+        todo = [number for number in range(rank, args.num_networks, size) if number not in done]
+        saved = time.monotonic()
+        with tqdm(total=len(todo), desc=f"networks of rank 0, {args.arch}", disable=rank > 0) as bar:
+            for count in looks:
+                while todo and todo[0] < count:
+                    add_network(mine, todo.pop(0), point, chunk_size=chunk_size, **options)
+                    bar.update()
+                    if time.monotonic() - saved > CHECKPOINT_SECONDS:
+                        save_part(own, mine)
+                        saved = time.monotonic()
+                drawn = sum_of_all(mine, left_over)
+                num_networks = sum(half.num_networks for half in drawn.halves)
+                agreement = drawn.agreement(args.agreement_k) if min(h.num_networks for h in drawn.halves) > 1 else 0.0
+                if num_networks > count:
+                    continue  # an earlier command went further: look again where it stopped
+                bar.set_postfix(networks=num_networks, agreement=f"{agreement:.3f}")
+                if args.until_agreement and agreement >= args.until_agreement:
+                    break
+        save_part(own, mine)
+        if rank == 0:
+            report(drawn, num_networks, agreement, args)
+
+
+def report(drawn: Drawn, num_networks: int, agreement: float, args: Namespace) -> None:
+    """Write the arrays, their description and the figure, and say where they are."""
+    nads = nads_from_covariance(drawn.covariance())
+    args.output.mkdir(parents=True, exist_ok=True)
+    name = args.output / paper_name(args.arch)
+    runs.save_array(Path(f"{name}_NADs.npy"), nads.directions)
+    runs.save_array(Path(f"{name}_eigenvals.npy"), nads.singular_values.astype(np.float32))
+    description = settings(args) | {
+        "num_networks": num_networks,
+        "agreement": {"k": args.agreement_k, "split_half_overlap": round(agreement, 4)},
+        "weight_variance": weight_variance(drawn.weights, drawn.fan_in) if drawn.fan_in else None,
+        "versions": runs.environment(),
+    }
+    runs.save_json(Path(f"{name}_NADs.json"), description)
+    shown = nads.directions[: args.k].reshape(-1, args.num_channels, args.image_size, args.image_size)
+    figure = plotting.nads_figure({paper_name(args.arch): shown}, {paper_name(args.arch): nads.singular_values})
+    plotting.save_figure(figure, args.run / "nads.png")
+    print(
+        f"{num_networks} networks; two halves agree to {agreement:.3f} on the first {args.agreement_k} directions.\n"
+        "All networks together are closer to the truth than that: each half has half of them. NADs of nearly equal\n"
+        "variance rotate freely within the subspace that they span; compare subspaces, not single rows.\n"
+        f"arrays: {name}_NADs.npy, {name}_eigenvals.npy\nfigure: {args.run / 'nads.png'}"
+    )
+
+
+def settings(args: Namespace) -> dict[str, Any]:
+    """What a network's rows depend on. How many are wanted may change from one command to the next."""
+    keys = ("arch", "estimator", "num_channels", "image_size", "point", "seed", "step", "jacobian", "precision")
+    return {key: vars(args)[key] for key in keys}
+
+
+def default_chunk_size(network: nn.Module, point: torch.Tensor) -> int:
+    """Images evaluated at once: as fit the cache of a CPU (measured), or a quarter of a GPU's free memory."""
+    if point.device.type == "cpu":
+        return 32
+    images = torch.zeros(16, *point.shape, device=point.device)
+    before = torch.cuda.memory_allocated(point.device)
+    torch.cuda.reset_peak_memory_stats(point.device)
+    with torch.no_grad():
+        network(images)
+    bytes_an_image = max(1, torch.cuda.max_memory_allocated(point.device) - before) // len(images) + 1
+    free, _ = torch.cuda.mem_get_info(point.device)
+    return max(2, min(2 * point.numel(), free // 4 // bytes_an_image))
+
+
+def parse_arguments(argv: list[str] | None) -> Namespace:
+    """The command line, with the defaults that depend on other arguments filled in."""
+    parser = cli.ArgumentParser(__doc__)
+    cli.add_model_arguments(parser, num_channels=1)
+    group = parser.add_argument_group("estimator")
+    group.add_argument("--estimator", choices=NUM_NETWORKS, default="marginal", help="sampled is the paper's protocol")
+    group.add_argument("--num-networks", type=cli.positive_int, help="(default: 1,000 marginal or 10,000 sampled)")
+    group.add_argument("--until-agreement", type=cli.fraction, metavar="A", help="stop when the halves agree so well")
+    group.add_argument("--agreement-k", type=cli.positive_int, help="on so many directions (default: 100)")
+    group.add_argument(
+        "--jacobian", choices=("differences", "autograd"), default="differences", help="autograd: a variant"
+    )
+    group.add_argument("--step", type=cli.positive, default=100.0, help="s of the central differences")
+    group.add_argument("--point", choices=("normal", "zero"), default="normal", help="x, the same for all networks")
+    group.add_argument("--chunk-size", type=cli.positive_int, help="images evaluated at once (default: as fit)")
+    group.add_argument("--k", type=cli.positive_int, help="NADs drawn in the figure (default: 8)")
+    cli.add_run_arguments(parser, output_help="folder for the arrays (default: that of the run)")
+    parser.add_argument("--run", type=Path, help="folder for the checkpoints (default: runs/nads/ARCH-ESTIMATOR)")
+    args = parser.parse_args(argv)
+
+    dimension = args.num_channels * args.image_size**2
+    for key, default in (("k", 8), ("agreement_k", 100)):
+        if vars(args)[key] is None:
+            setattr(args, key, min(default, dimension))
+        elif vars(args)[key] > dimension:
+            parser.error(f"--{key.replace('_', '-')} {vars(args)[key]} exceeds the input dimension {dimension}")
+    args.num_networks = args.num_networks or NUM_NETWORKS[args.estimator]
+    args.run = args.run or Path("runs/nads") / f"{paper_name(args.arch)}-{args.estimator}"
+    args.output = args.output or args.run
+    return args
+
+
+@cli.one_line_errors
+def main(argv: list[str] | None = None) -> None:
+    """Check the arguments and one network, then draw them all."""
+    args = parse_arguments(argv)
+    cli.check_precision(args)
+    point = draw_point(args.point, seed=args.seed, num_channels=args.num_channels, image_size=args.image_size)
+    shape = {"num_channels": args.num_channels, "image_size": args.image_size}
+    network = draw_network(args.arch, 0, seed=args.seed, **shape, device=args.device)
+    chunk_size = args.chunk_size or default_chunk_size(network, point.to(args.device))
+    flops = forward_flops(network, tuple(point.shape))
+    if args.estimator == "marginal":
+        split_last_linear(network, point.to(args.device))
+    distributed.launch(run, args, chunk_size, device=args.device, model_flops=flops)
+
+
+def regenerate(arch: str, *options: str) -> None:
+    """Compute an architecture's arrays in NADs/ with these options; the checkpoints go to runs/ beside it."""
+    main(
+        [
+            "--arch",
+            arch,
+            "--output",
+            str(ROOT / "NADs"),
+            "--run",
+            str(ROOT / "runs" / "nads" / paper_name(arch)),
+            *options,
+        ]
+    )
+
+
+if __name__ == "__main__":
+    main()
