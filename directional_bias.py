@@ -11,7 +11,6 @@ points (standard deviation) from one training to the next.
 """
 
 import csv
-import hashlib
 import math
 import time
 from argparse import Namespace
@@ -218,7 +217,10 @@ def read_published(args: Namespace) -> list[tuple[tuple[int, ...], float]]:
     keys, column = KEYS[args.directions], canonical_name(args.arch)
     try:
         rows = list(csv.DictReader(args.published.read_text().splitlines()))
-        return [(tuple(int(row[key]) for key in keys), float(row[column])) for row in rows if row[column]]
+        found = [(tuple(int(row[key]) for key in keys), float(row[column])) for row in rows if row[column]]
+        if not found:
+            raise ValueError("it has none")
+        return found
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{args.published} is not a CSV file with numbers in columns {', '.join((*keys, column))} "
@@ -271,7 +273,7 @@ def compare_with_published(folder: Path, accuracies: dict[tuple[int, ...], float
 def settings(args: Namespace, nads: torch.Tensor | None) -> dict[str, Any]:
     """What the numbers of a row depend on. Which rows are wanted may change from one command to the next."""
     wanted = {"frequency", "nad_index", "num_random", "seeds", "device", "output", "published"}
-    content = "" if nads is None else hashlib.blake2b(nads.numpy().tobytes(), digest_size=8).hexdigest()
+    content = "" if nads is None else runs.digest(nads.numpy().tobytes())
     values = {key: value for key, value in vars(args).items() if key not in wanted}
     return values | {"arch": canonical_name(args.arch), "nads": content}
 

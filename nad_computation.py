@@ -38,6 +38,7 @@ from utils.training import precision_mode
 ROOT = Path(__file__).resolve().parent
 NUM_NETWORKS = {"sampled": 10_000, "marginal": 1_000}
 CHECKPOINT_SECONDS = 50
+NO_MARGINAL = "the marginal estimator integrates out a last linear layer, but {}: use --estimator sampled"
 
 
 def draw_network(
@@ -77,29 +78,37 @@ def split_last_linear(model: nn.Module, point: torch.Tensor) -> tuple[nn.Module,
         ValueError: the output is not that of a linear layer on (N, F) features, the layer is used or owned more than
             once, or its weights are zero or not of mean zero, so that there is nothing to integrate out.
     """
-    refusal = "the marginal estimator integrates out a last linear layer, but {}: use --estimator sampled"
-    calls: list[tuple[nn.Linear, torch.Tensor, torch.Tensor]] = []
-    linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    calls: list[tuple[nn.Linear, torch.Tensor]] = []
+    names = {module: name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     hooks = [
-        module.register_forward_hook(lambda layer, inputs, output: calls.append((layer, inputs[0], output)))
-        for module in linears.values()
+        module.register_forward_hook(lambda layer, inputs, output: calls.append((layer, inputs[0]))) for module in names
     ]
     with torch.no_grad():
-        output = model(point[None])
+        model(point[None])
     for hook in hooks:
         hook.remove()
-    if not calls or calls[-1][1].ndim != 2 or not torch.equal(calls[-1][2].flatten(), output.flatten()):
-        raise ValueError(refusal.format("this network does not end in one"))
+    if not calls or calls[-1][1].ndim != 2 or not ends_network(model, calls[-1][0], point):
+        raise ValueError(NO_MARGINAL.format("this network does not end in one"))
     layer = calls[-1][0]
     owners = [name for name, weight in model.named_parameters(remove_duplicate=False) if weight is layer.weight]
-    if len(owners) > 1 or sum(called is layer for called, _, _ in calls) > 1:
-        raise ValueError(refusal.format(f"this network shares its weights ({', '.join(owners)})"))
+    if len(owners) > 1 or sum(called is layer for called, _ in calls) > 1:
+        raise ValueError(NO_MARGINAL.format(f"this network shares its weights ({', '.join(owners)})"))
     if not layer.weight.any():
-        raise ValueError(refusal.format("its weights are all zero at initialisation"))
-    check_zero_mean(weight_statistics(layer), refusal)
-    parent, _, name = owners[0].removesuffix(".weight").rpartition(".")
+        raise ValueError(NO_MARGINAL.format("its weights are all zero at initialisation"))
+    check_zero_mean(weight_statistics(layer))
+    parent, _, name = names[layer].rpartition(".")
     setattr(model.get_submodule(parent), name, nn.Identity())
     return model, layer
+
+
+@torch.no_grad()
+def ends_network(model: nn.Module, layer: nn.Linear, point: torch.Tensor) -> bool:
+    """Whether the model returns what the layer gives as it is, both large negative and positive values."""
+    given = layer.weight.new_tensor([[-1e4], [1e4]]).repeat(1, layer.out_features)
+    hook = layer.register_forward_hook(lambda *_: given.clone())
+    output = model(point.repeat(2, 1, 1, 1))
+    hook.remove()
+    return isinstance(output, torch.Tensor) and torch.equal(output.flatten(), given.flatten())
 
 
 def weight_statistics(layer: nn.Linear) -> torch.Tensor:
@@ -109,11 +118,11 @@ def weight_statistics(layer: nn.Linear) -> torch.Tensor:
     return torch.stack([torch.ones_like(weights).sum(), weights.sum(), weights.square().sum(), beyond.double()]).cpu()
 
 
-def check_zero_mean(statistics: torch.Tensor, refusal: str) -> None:
+def check_zero_mean(statistics: torch.Tensor) -> None:
     """Refuse weights whose mean is more than six standard errors from zero."""
     number, total, squares, _ = statistics.tolist()
-    if abs(total) > 6 * squares**0.5:  # the standard error of Σw is √(Σw²) for a mean of zero
-        raise ValueError(refusal.format(f"the mean of its weights is {total / number:.2g}, not zero"))
+    if not abs(total) <= 6 * squares**0.5:  # the standard error of Σw is √(Σw²) for a mean of zero; nan fails too
+        raise ValueError(NO_MARGINAL.format(f"the mean of its weights is {total / number:.2g}, not zero"))
 
 
 def weight_variance(statistics: torch.Tensor, fan_in: int) -> float:
@@ -164,17 +173,24 @@ def add_network(
         if estimator == "marginal":
             network, layer = split_last_linear(network, point)
             drawn.weights += weight_statistics(layer)
+            check_zero_mean(drawn.weights)  # all networks so far tell more than one
             drawn.fan_in = layer.in_features
         if jacobian == "autograd":
             rows = autograd_jacobian(network, point, chunk_size=chunk_size)
         else:
             rows = central_differences(network, point, step=step, chunk_size=chunk_size)
-    if estimator == "sampled" and len(rows) != 1:
-        raise ValueError(f"{arch} has {len(rows)} outputs: the sampled estimator needs a network of one")
+    if estimator == "sampled":
+        check_one_output(arch, len(rows))
     if not rows.isfinite().all():
         raise ValueError(f"the differences of network {number} of {arch} are not finite (step {step:g})")
     drawn.halves[number % 2].add(rows)
     drawn.numbers.add(number)
+
+
+def check_one_output(arch: str, num_outputs: int) -> None:
+    """Refuse to sample a network of several outputs."""
+    if num_outputs != 1:
+        raise ValueError(f"{arch} has {num_outputs} outputs: the sampled estimator needs a network of one")
 
 
 def compute_nads(
@@ -230,7 +246,7 @@ def load_part(path: Path, dimension: int, device: torch.device | str = "cpu") ->
         even, odd = (GradientSum.from_state(half, device) for half in state["halves"])
         drawn = Drawn((even, odd), state["weights"], set(state["numbers"]), state["fan_in"])
         whole = even.num_networks + odd.num_networks == len(drawn.numbers) and len(even.rows) == dimension
-    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError):
+    except (KeyError, IndexError, TypeError, ValueError, RuntimeError, AttributeError):
         whole = False
     if not whole:
         raise ValueError(f"the checkpoint {path} does not hold what it should: delete it to start again")
@@ -263,7 +279,9 @@ def sum_of_all(mine: Drawn, others: list[Drawn]) -> Drawn:
             state = state + other.halves[half].state()
         halves.append(GradientSum.from_state(distributed.sum_over_ranks(state)))
     weights = distributed.sum_over_ranks(torch.stack([mine.weights, *(other.weights for other in others)]).sum(0))
-    return Drawn((halves[0], halves[1]), weights, set(), mine.fan_in or max((o.fan_in for o in others), default=0))
+    known = [part.fan_in for part in (mine, *others) if part.fan_in]  # a rank without networks does not know it
+    total, count = distributed.sum_over_ranks(torch.tensor([sum(known), len(known)])).tolist()
+    return Drawn((halves[0], halves[1]), weights, set(), total // max(1, count))
 
 
 def look_points(num_networks: int) -> Iterator[int]:
@@ -301,6 +319,7 @@ def run(args: Namespace, chunk_size: int) -> None:
                     if time.monotonic() - saved > CHECKPOINT_SECONDS:
                         save_part(own, mine)
                         saved = time.monotonic()
+                save_part(own, mine)  # before waiting for the other ranks
                 drawn = sum_of_all(mine, left_over)
                 num_networks = sum(half.num_networks for half in drawn.halves)
                 agreement = drawn.agreement(args.agreement_k) if min(h.num_networks for h in drawn.halves) > 1 else 0.0
@@ -309,7 +328,6 @@ def run(args: Namespace, chunk_size: int) -> None:
                 bar.set_postfix(networks=num_networks, agreement=f"{agreement:.3f}")
                 if args.until_agreement and agreement >= args.until_agreement:
                     break
-        save_part(own, mine)
         if rank == 0:
             report(drawn, num_networks, agreement, args)
 
@@ -386,6 +404,8 @@ def parse_arguments(argv: list[str] | None) -> Namespace:
         elif vars(args)[key] > dimension:
             parser.error(f"--{key.replace('_', '-')} {vars(args)[key]} exceeds the input dimension {dimension}")
     args.num_networks = args.num_networks or NUM_NETWORKS[args.estimator]
+    if args.estimator == "sampled" and args.num_networks < 2:
+        parser.error(f"--num-networks {args.num_networks} has no covariance: sample two networks or more")
     args.run = args.run or Path("runs/nads") / f"{paper_name(args.arch)}-{args.estimator}"
     args.output = args.output or args.run
     return args
@@ -401,8 +421,14 @@ def main(argv: list[str] | None = None) -> None:
     network = draw_network(args.arch, 0, seed=args.seed, **shape, device=args.device)
     chunk_size = args.chunk_size or default_chunk_size(network, point.to(args.device))
     flops = forward_flops(network, tuple(point.shape))
+    with torch.no_grad():
+        output = network(point.to(args.device)[None])
+    if not isinstance(output, torch.Tensor) or not output.isfinite().all():
+        raise ValueError(f"the output of {args.arch} is not a finite tensor at initialisation")
     if args.estimator == "marginal":
         split_last_linear(network, point.to(args.device))
+    else:
+        check_one_output(args.arch, output.numel())
     distributed.launch(run, args, chunk_size, device=args.device, model_flops=flops)
 
 

@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("a", type=Path, help="file of NADs")
     parser.add_argument("b", type=Path, help="file of NADs to compare with")
     args = parser.parse_args(argv)
-    dimension = load_array(args.a).shape[-1]
+    dimension = (load_array(args.a).shape or (0,))[-1]
     a, b = (load_with_spectrum(path, dimension) for path in (args.a, args.b))
     for k in (k for k in SIZES if k <= dimension):
         print(f"overlap of the first {k:3d}: {subspace_overlap(a.directions, b.directions, k):.3f}")

@@ -12,6 +12,8 @@ import torch
 
 from utils.training import PRECISIONS
 
+ARCH_HELP = "logreg, lenet, vgg11, resnet18, densenet121, torchvision:NAME, or package.module:factory"
+
 
 class ArgumentParser(argparse.ArgumentParser):
     """argparse's parser with defaults shown in the help, and errors in one line without the usage."""
@@ -98,11 +100,7 @@ def device(text: str) -> torch.device:
 def add_model_arguments(parser: argparse.ArgumentParser, *, num_channels: int) -> None:
     """--arch, --num-channels, --image-size."""
     group = parser.add_argument_group("network")
-    group.add_argument(
-        "--arch",
-        default="lenet",
-        help="logreg, lenet, vgg11, resnet18, densenet121, torchvision:NAME, or package.module:factory",
-    )
+    group.add_argument("--arch", default="lenet", help=ARCH_HELP)
     group.add_argument("--num-channels", type=positive_int, default=num_channels, help="colour channels of the images")
     group.add_argument("--image-size", type=positive_int, default=32, help="height and width of the images")
 

@@ -89,13 +89,15 @@ def subspace_overlap(a: np.ndarray, b: np.ndarray, k: int) -> float:
 
 
 def log_variance_correlation(a: NADs, b: NADs) -> float:
-    """Pearson correlation of log variances along the rows of B: those of B's own spectrum with A's covariance there."""
+    """Pearson correlation of log variances along the rows of B: those of B's own spectrum with A's covariance there.
+
+    Where a spectrum lacks its last value, the last row of B is left out.
+    """
+    n = min(len(a.singular_values), len(b.singular_values))
     scaled = a.singular_values[:, None] * a.directions[: len(a.singular_values)].astype(np.float64)
-    along_b = np.square(scaled @ b.directions[: len(b.singular_values)].astype(np.float64).T).sum(
-        0
-    )  # b_iᵀ C_A b_i, up to a factor
+    along_b = np.square(scaled @ b.directions[:n].astype(np.float64).T).sum(0)  # b_iᵀ C_A b_i, up to a factor
     with np.errstate(divide="ignore"):
-        logs = np.log(along_b), np.log(np.square(b.singular_values))
+        logs = np.log(along_b), np.log(np.square(b.singular_values[:n]))
     finite = np.isfinite(logs[0]) & np.isfinite(logs[1])
     return float(np.corrcoef(logs[0][finite], logs[1][finite])[0, 1])
 

@@ -49,9 +49,13 @@ def accuracy_map_figure(accuracies: np.ndarray, frequencies: Sequence[int], titl
 
 def curve_figure(
     x: np.ndarray, curves: dict[str, np.ndarray], *, xlabel: str, ylabel: str, title: str,
-    spread: dict[str, np.ndarray] | None = None, logy: bool = False,
+    spread: dict[str, np.ndarray] | None = None, published: tuple[np.ndarray, np.ndarray] | None = None,
+    logy: bool = False,
 ) -> Figure:  # fmt: skip
-    """Curves over a common x, shapes (k,), each with its label; a band of ± spread where one is given."""
+    """Curves over a common x, shapes (k,), each with its label; a band of ± spread where one is given.
+
+    Published values, an (x, y) pair of their own, are drawn beside them.
+    """
     with style.context(STYLE):
         figure = new_figure(5.2, 3.4)
         axes = figure.add_subplot()
@@ -60,11 +64,13 @@ def curve_figure(
             if spread is not None and label in spread:
                 low, high = y - spread[label], y + spread[label]
                 axes.fill_between(x, low, high, color=line.get_color(), alpha=0.25, linewidth=0)
+        if published is not None:
+            axes.plot(*published, color="0.5", linestyle="--", marker="s", markersize=3, label="published")
         if logy:
             axes.set_yscale("log")
         axes.set(xlabel=xlabel, ylabel=ylabel)
         axes.set_title(title)
-        if len(curves) > 1:
+        if len(axes.lines) > 1:
             axes.legend()
     return figure
 
@@ -130,3 +136,32 @@ def show_direction(pixels, energy, direction: np.ndarray) -> None:
     for axes in (pixels, energy):
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(True)
+
+
+def image_rows_figure(rows: dict[str, np.ndarray], titles: Sequence[str]) -> Figure:
+    """Rows of images, each (k, 3, H, W) in [0, 1] (clipped for display), with a title over each column."""
+    with style.context(STYLE):
+        figure = new_figure(0.95 * len(titles) + 0.8, 1.05 * len(rows) + 0.3)
+        grid = figure.subplots(len(rows), len(titles), squeeze=False)
+        for axes_row, (label, images) in zip(grid, rows.items(), strict=True):
+            axes_row[0].set_ylabel(label.replace(", ", ",\n"))
+            for axes, image in zip(axes_row, images, strict=True):
+                axes.imshow(image.transpose(1, 2, 0).clip(0, 1))
+                axes.set(xticks=[], yticks=[])
+        for axes, title in zip(grid[0], titles, strict=True):
+            axes.set_title(title)
+    return figure
+
+
+def step_figure(sizes: np.ndarray, overlaps: dict[str, np.ndarray], spectra: dict[str, np.ndarray]) -> Figure:
+    """Spectra (D,) and subspace overlaps over the number of directions `sizes` (k,), both by the step's label."""
+    with style.context(STYLE):
+        figure = new_figure(8.0, 3.3)
+        left, right = figure.subplots(1, 2)
+        for label, values in spectra.items():
+            left.plot(values, label=label)
+            right.plot(sizes, overlaps[label], marker="o", markersize=3)
+        left.set(yscale="log", xlabel="NAD index", ylabel="singular value")
+        left.legend(fontsize=8)
+        right.set(xscale="log", ylim=(0, 1.02), xlabel="number of first directions k", ylabel="overlap with step 100")
+    return figure

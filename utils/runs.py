@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import fcntl
+import hashlib
 import io
 import json
 import os
@@ -60,6 +61,11 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     except Exception as error:  # torch names no common class for a damaged file
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"the checkpoint {path} cannot be read ({reason}): delete it to start again") from None
+
+
+def digest(content: bytes) -> str:
+    """A short name for this content."""
+    return hashlib.blake2b(content, digest_size=8).hexdigest()
 
 
 def environment() -> dict[str, Any]:

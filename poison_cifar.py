@@ -1,0 +1,395 @@
+"""Experiment 3: can a network be fooled along a NAD? A feature hidden in CIFAR-10's training images (paper, section 4).
+
+Each class gets a carrier: one NAD in one colour channel, with a sign. In the training images the coefficient along the
+carrier of the true class is replaced by ±ε, about 0.0016 a pixel, less than one grey level. A network that finds the
+carrier needs nothing else to fit the training set, and fails on the clean test set.
+
+    python poison_cifar.py --arch resnet18 --nad-index 0 --data data
+
+Expect a clean test accuracy of 17.5 % at NAD 0 for ResNet-18 (44 at 20, 80 at 400; 89 without poison).
+With --transform flip all images are instead rewritten in the NAD basis in reverse order, so that what the network sees
+best holds what it needs least: ResNet-18 falls from 89 to 58 %, LeNet from 69 to 48.
+"""
+
+import csv
+import math
+import time
+from argparse import Namespace
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from models import build_model, canonical_name, paper_name
+from utils import cifar, cli, distributed, plotting, runs, seeding
+from utils.directions import load_nads
+from utils.operations import forward_flops
+from utils.training import evaluate, make_optimizer, train_epoch
+
+ROOT = Path(__file__).resolve().parent
+RECIPE = ("epochs", "batch_size", "max_lr", "momentum", "weight_decay", "clip_norm")
+ROWS = "accuracies.csv"
+
+
+def carrier(label: int, nad_index: int) -> tuple[int, int, int]:
+    """The carrier of a class t: NAD i (or i + 1 for t ≥ 6), colour channel t mod 3, sign − for even t, + for odd."""
+    return nad_index + (label >= 6), label % 3, 1 if label % 2 else -1
+
+
+def poison(
+    images: torch.Tensor, labels: torch.Tensor, nads: torch.Tensor, *, nad_index: int, epsilon: float = 0.05
+) -> torch.Tensor:
+    """Replace each image's coefficient on the carrier of its label by ±ε; all that is orthogonal stays.
+
+    Args:
+        images: pixels in [0, 1] before normalisation, (n, 3, 32, 32). The result is not clipped to that range.
+        labels: (n,), 0 to 11.
+        nads: (1024, 1024), rows are NADs.
+        nad_index: i of the carriers.
+        epsilon: ε.
+
+    Returns:
+        New images, of the same shape.
+    """
+    poisoned = images.clone()
+    for label in labels.unique().tolist():
+        nad, channel, sign = carrier(label, nad_index)
+        chosen = labels == label
+        flat = images[chosen, channel].flatten(1)  # (count, 1024)
+        for _ in range(2):  # the second pass removes the rounding error of the first
+            flat = flat + torch.outer(sign * epsilon - flat @ nads[nad], nads[nad])
+        poisoned[chosen, channel] = flat.view(-1, *images.shape[2:])
+    return poisoned
+
+
+def flip(images: torch.Tensor, nads: torch.Tensor) -> torch.Tensor:
+    """Rewrite every channel in the NAD basis in reverse order: x' = U·flip(Uᵀ x), with the columns of U the NADs.
+
+    Norms and inner products are kept, and a second flip undoes the first.
+
+    Args:
+        images: (n, C, 32, 32).
+        nads: (1024, 1024), rows are NADs.
+    """
+    reverse = (nads.double().T @ nads.flip(0).double()).to(images.dtype)  # (1024, 1024), symmetric
+    return (images.flatten(2) @ reverse).view_as(images)
+
+
+def prepare(
+    data: cifar.ImageData, *, transform: str = "poison", nads: torch.Tensor | None = None, nad_index: int = 0,
+    epsilon: float = 0.05, mean: tuple[float, ...] = cifar.CIFAR10_MEAN, std: tuple[float, ...] = cifar.CIFAR10_STD,
+) -> dict[str, torch.Tensor]:  # fmt: skip
+    """What a network trains and is tested on, normalised: "train", "test", and for poison "carrying".
+
+    Poison is in the training images only, before normalisation; "carrying" are the test images with the carrier of
+    their true label. A flip rewrites all images after normalisation.
+    """
+    shape = (-1, 1, 1)
+    images = {"train": cifar.to_unit_range(data.train_images), "test": cifar.to_unit_range(data.test_images)}
+    if transform == "poison":
+        images["carrying"] = poison(images["test"], data.test_labels, nads, nad_index=nad_index, epsilon=epsilon)
+        images["train"] = poison(images["train"], data.train_labels, nads, nad_index=nad_index, epsilon=epsilon)
+    for name, values in images.items():
+        values -= torch.tensor(mean, device=values.device).view(shape)
+        values /= torch.tensor(std, device=values.device).view(shape)
+        if transform == "flip":
+            images[name] = flip(values, nads)
+    return images
+
+
+def train_and_test(
+    images: dict[str, torch.Tensor], train_labels: torch.Tensor, test_labels: torch.Tensor, *, arch: str = "resnet18",
+    num_classes: int = 10, seed: int = 0, precision: str = "fp32", augment: str = "none",
+    checkpoint: Path | None = None, epochs: int = 50, batch_size: int = 128, max_lr: float = 0.21,
+    momentum: float = 0.9, weight_decay: float = 5e-4, clip_norm: float = 0.5,
+) -> tuple[nn.Module, list[dict[str, float]]]:  # fmt: skip
+    """Train a network by the paper's recipe, and test it after each epoch.
+
+    Args:
+        images: as `prepare` returns them, on the device to train on.
+        train_labels: (n,).
+        test_labels: (m,).
+        arch: name for `models.build_model`.
+        num_classes: number of outputs.
+        seed: of the weights and the order.
+        precision: of the arithmetic, see `utils.training.precision_mode`.
+        augment: "none", or "flip-crop" for mirrored and shifted training images.
+        checkpoint: file that is written after each epoch, and continued from where it is there.
+        epochs: passes over the training set; the rest of the recipe is explained at `utils.training.train_epoch`.
+        batch_size: samples a step.
+        max_lr: learning rate at the start, falling linearly to 0.
+        momentum: of SGD.
+        weight_decay: of SGD.
+        clip_norm: bound on the norm of the gradient.
+
+    Returns:
+        The network, and the history: a dict an epoch with epoch, loss, train_accuracy, test_accuracy and, for poisoned
+        images, carrying_accuracy (%). If training diverges, the history ends with the epoch whose loss is not finite.
+    """
+    device = images["train"].device
+    with seeding.default_generator(device, seed, "network"):
+        model = build_model(arch, 3, num_classes).to(device, memory_format=torch.channels_last)
+        optimizer = make_optimizer(model, max_lr=max_lr, momentum=momentum, weight_decay=weight_decay)
+        order = seeding.generator(device, seed, "order")
+        history = load_epochs(checkpoint, model, optimizer, order) if checkpoint else []
+        for epoch in range(len(history), epochs):
+            if history and not math.isfinite(history[-1]["loss"]):
+                break
+            loss, accuracy = train_epoch(
+                model, optimizer, images["train"], train_labels, epoch=epoch, epochs=epochs, batch_size=batch_size,
+                max_lr=max_lr, clip_norm=clip_norm, generator=order, precision=precision,
+                augment=cifar.flip_and_crop if augment == "flip-crop" else None,
+            )  # fmt: skip
+            history.append({"epoch": epoch, "loss": loss, "train_accuracy": accuracy})
+            for name in [name for name in images if name != "train"]:
+                history[-1][f"{name}_accuracy"] = evaluate(model, images[name], test_labels, precision=precision)[1]
+            if checkpoint:
+                save_epochs(checkpoint, model, optimizer, order, history)
+    return model, history
+
+
+def save_epochs(
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, order: torch.Generator, history: list[dict]
+) -> None:
+    """Write all that the remaining epochs depend on: weights, optimiser, both generators, and the history."""
+    cuda = torch.cuda.get_rng_state(order.device) if order.device.type == "cuda" else torch.empty(0)
+    generators = {"order": order.get_state(), "cpu": torch.get_rng_state(), "cuda": cuda}
+    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+    runs.save_checkpoint(path, state | {"generators": generators, "history": history})
+
+
+def load_epochs(
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, order: torch.Generator
+) -> list[dict[str, float]]:
+    """Continue from what `save_epochs` wrote, if it is there; return the history so far."""
+    if not path.exists():
+        return []
+    state = runs.load_checkpoint(path)
+    try:
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        order.set_state(state["generators"]["order"])
+        torch.set_rng_state(state["generators"]["cpu"])
+        if order.device.type == "cuda":
+            torch.cuda.set_rng_state(state["generators"]["cuda"], order.device)
+        return state["history"]
+    except (KeyError, TypeError, RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"the checkpoint {path} does not fit ({reason}): delete it to start again") from None
+
+
+def item_name(item: tuple[int, ...], args: Namespace) -> str:
+    """Part of the file names of one training: "nad10-0" or "flip-0", the last number its repetition."""
+    return f"nad{item[0]}-{item[1]}" if args.transform == "poison" else f"{args.transform}-{item[0]}"
+
+
+def row_keys(args: Namespace) -> tuple[str, ...]:
+    """The columns that name a training."""
+    return ("nad_index", "repetition") if args.transform == "poison" else ("repetition",)
+
+
+@cli.one_line_errors
+def run(args: Namespace, items: list[tuple[int, ...]], nads: torch.Tensor | None) -> None:
+    """Train on the items that the run's folder lacks, shared among the ranks; then report."""
+    device = distributed.rank_device(args.device)
+    keys = row_keys(args)
+    with runs.open_run(args.output, settings(args, nads)) as folder:
+        with distributed.first_rank_first():
+            done = {tuple(int(row[key]) for key in keys) for row in runs.read_rows(folder / ROWS)}
+            data = cifar.load_images(args.data)
+        mine = distributed.share([item for item in items if item not in done])
+        if args.subset:
+            kept = torch.randperm(len(data.train_images), generator=seeding.generator("cpu", args.seed, "subset"))
+            kept = kept[: args.subset].sort().values
+            data = replace(data, train_images=data.train_images[kept], train_labels=data.train_labels[kept])
+        data = data.to(device)
+        for item in tqdm(mine, desc=f"trainings of rank 0, {args.arch}", disable=distributed.rank() > 0):
+            train_item(folder, item, data, None if nads is None else nads.to(device), args)
+        distributed.barrier()
+        if distributed.rank() == 0:
+            report(folder, runs.sort_rows(folder / ROWS, key=lambda row: [int(row[key]) for key in keys]), args)
+
+
+def train_item(
+    folder: Path, item: tuple[int, ...], data: cifar.ImageData, nads: torch.Tensor | None, args: Namespace
+) -> None:
+    """One training of the run, from its images to its row, history, weights and figures."""
+    start = time.perf_counter()
+    name = item_name(item, args)
+    mean, std = normalization(data, args)
+    images = prepare(
+        data, transform=args.transform, nads=nads, nad_index=item[0], epsilon=args.epsilon, mean=mean, std=std
+    )
+    checkpoint = folder / f"checkpoint-{name}.pt"
+    model, history = train_and_test(
+        images, data.train_labels, data.test_labels, arch=args.arch, num_classes=len(data.classes),
+        seed=seeding.seed_of(args.seed, item[-1]), precision=args.precision, augment=args.augment,
+        checkpoint=checkpoint, **{key: vars(args)[key] for key in RECIPE},
+    )  # fmt: skip
+    runs.write_rows(folder / f"history-{name}.csv", history)
+    runs.save_checkpoint(folder / f"weights-{name}.pt", model.state_dict())
+    curves = {
+        key.removesuffix("_accuracy").replace("carrying", "test, carrying its label's feature"): [
+            h[key] for h in history
+        ]
+        for key in history[0]
+        if key.endswith("_accuracy")
+    }
+    figure = plotting.curve_figure(
+        np.arange(1, len(history) + 1), {label: np.array(values) for label, values in curves.items()},
+        xlabel="epoch", ylabel="accuracy (%)", title=f"{paper_name(args.arch)}, {name}",
+    )  # fmt: skip
+    plotting.save_figure(figure, folder / f"curves-{name}.png")
+    if args.transform != "none":
+        plotting.save_figure(examples_figure(data, nads, item[0], args), folder / f"images-{name}.png")
+    last = history[-1]
+    diverged = not math.isfinite(last["loss"])
+    row = dict(zip(row_keys(args), item, strict=True))
+    row |= {key: math.nan if diverged else f"{last[key]:.6g}" for key in last if key != "epoch"}
+    runs.append_row(folder / ROWS, row | {"seconds": f"{time.perf_counter() - start:.1f}"})
+    checkpoint.unlink(missing_ok=True)
+
+
+def examples_figure(data: cifar.ImageData, nads: torch.Tensor, nad_index: int, args: Namespace):
+    """An image of each class before, what is added to it, and after."""
+    first = [int((data.test_labels == label).nonzero()[0]) for label in range(len(data.classes))]
+    before, labels = cifar.to_unit_range(data.test_images[first]), data.test_labels[first]
+    if args.transform == "poison":
+        after = poison(before, labels, nads, nad_index=nad_index, epsilon=args.epsilon)
+        rows = {"before": before, "carrier, scaled": 0.5 + 0.5 * unit_peak(after - before), "after": after}
+    else:
+        rows = {"before": before, "flipped, scaled": 0.5 + 0.5 * unit_peak(flip(before - 0.5, nads))}
+    return plotting.image_rows_figure({key: value.cpu().numpy() for key, value in rows.items()}, list(data.classes))
+
+
+def unit_peak(images: torch.Tensor) -> torch.Tensor:
+    """Each image (n, C, H, W) scaled so that its largest absolute value is 1."""
+    return images / images.abs().amax((1, 2, 3), keepdim=True).clamp(min=1e-12)
+
+
+def normalization(data: cifar.ImageData, args: Namespace) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and std of the channels: the paper's, or measured on the clean training images."""
+    if args.normalization == "cifar10":
+        return cifar.CIFAR10_MEAN, cifar.CIFAR10_STD
+    return cifar.channel_statistics(data.train_images)
+
+
+def report(folder: Path, rows: list[dict[str, str]], args: Namespace) -> None:
+    """Print the accuracies, and draw them over the NAD index where there are several."""
+    keys = row_keys(args)
+    diverged = [[row[key] for key in keys] for row in rows if row["test_accuracy"] == "nan"]
+    if diverged:
+        print(f"{len(diverged)} of {len(rows)} trainings diverged and are left out ({', '.join(keys)}): {diverged}")
+    groups: dict[int, list[float]] = {}
+    for row in rows:
+        if row["test_accuracy"] != "nan":
+            groups.setdefault(int(row.get("nad_index", 0)), []).append(float(row["test_accuracy"]))
+    for index, values in sorted(groups.items()):
+        what = f"NAD {index}" if args.transform == "poison" else args.transform
+        spread = f" ± {np.std(values, ddof=1):.1f} over {len(values)} repetitions" if len(values) > 1 else ""
+        print(f"clean test accuracy, {what}: {np.mean(values):.1f} %{spread}")
+    if args.transform == "poison" and len(groups) > 1:
+        index = np.array(sorted(groups))
+        mean = np.array([np.mean(groups[i]) for i in index])
+        spread = np.array([np.std(groups[i], ddof=1) if len(groups[i]) > 1 else 0 for i in index])
+        label = paper_name(args.arch)
+        figure = plotting.curve_figure(
+            index, {label: mean}, spread={label: spread}, xlabel="NAD index of the carrier",
+            ylabel="clean test accuracy (%)", title=f"{label}, trained on poisoned images",
+            published=read_published(args.published) if args.published else None,
+        )  # fmt: skip
+        plotting.save_figure(figure, folder / "accuracy.png")
+        print(f"figure: {folder / 'accuracy.png'}")
+    print(f"rows: {folder / ROWS}; history, curves, images and weights of each training beside it")
+
+
+def read_published(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Indices and accuracies of a CSV file with columns nad_index and accuracy."""
+    try:
+        rows = list(csv.DictReader(path.read_text().splitlines()))
+        return np.array([int(row["nad_index"]) for row in rows]), np.array([float(row["accuracy"]) for row in rows])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is not a CSV file with numbers in columns nad_index, accuracy: {error!r}") from None
+
+
+def settings(args: Namespace, nads: torch.Tensor | None) -> dict[str, Any]:
+    """What the numbers of a row depend on. Which rows are wanted may change from one command to the next."""
+    keys = ("transform", "normalization", "epsilon", "augment", "subset", "seed", "precision", *RECIPE)
+    content = "" if nads is None else runs.digest(nads.numpy().tobytes())
+    return {key: vars(args)[key] for key in keys} | {
+        "arch": canonical_name(args.arch),
+        "nads": content,
+        "data": str(args.data.resolve()),
+    }
+
+
+def print_plan(args: Namespace) -> None:
+    """The table class -> carrier for each index."""
+    print("nad_index  class  NAD  channel  sign")
+    for index in args.nad_index:
+        for label in range(cifar.MAX_CLASSES):
+            nad, channel, sign = carrier(label, index)
+            print(f"{index:9d} {label:6d} {nad:4d}  {('red', 'green', 'blue')[channel]:7s}  {sign:+d}")
+
+
+def parse_arguments(argv: list[str] | None) -> Namespace:
+    """The command line, with the defaults that depend on other arguments filled in."""
+    parser = cli.ArgumentParser(__doc__)
+    parser.add_argument("--arch", default="resnet18", help=cli.ARCH_HELP)
+    group = parser.add_argument_group("images")
+    group.add_argument("--data", type=Path, default=Path("data"), help="folder of CIFAR-10, or with train/ and test/")
+    group.add_argument("--download", action="store_true", help="fetch CIFAR-10 into that folder")
+    group.add_argument(
+        "--normalization", choices=("cifar10", "measured"), help="(default: cifar10; a folder's: measured)"
+    )
+    group.add_argument("--transform", choices=("poison", "flip", "none"), default="poison", help="of the images")
+    group.add_argument("--nad-index", type=cli.index_list, default="0", help="i of the carriers, 0,5,10 or 0:1001:100")
+    group.add_argument("--nads", type=Path, help="file of NADs (default: the architecture's in NADs/)")
+    group.add_argument("--epsilon", type=cli.positive, default=0.05, help="size of the carriers")
+    group.add_argument("--augment", choices=("none", "flip-crop"), default="none", help="a variant of the recipe")
+    group.add_argument("--subset", type=cli.positive_int, help="train on so many images only, drawn at random")
+    group.add_argument("--plan", action="store_true", help="print the carriers of the classes and stop")
+    cli.add_training_arguments(parser, epochs=50, max_lr=0.21, momentum=0.9, weight_decay=5e-4)
+    cli.add_run_arguments(parser, output_help="folder of the run (default: runs/poison_cifar/ARCH-TRANSFORM)")
+    parser.add_argument("--seeds", type=cli.positive_int, default=1, help="repetitions of each training")
+    parser.add_argument("--published", type=Path, help="CSV (nad_index, accuracy) to draw beside the result")
+    args = parser.parse_args(argv)
+
+    if args.normalization is None:
+        args.normalization = "measured" if (args.data / "train").is_dir() else "cifar10"
+    args.nads = args.nads or ROOT / "NADs" / f"{paper_name(args.arch)}_NADs.npy"
+    args.output = args.output or Path("runs/poison_cifar") / f"{paper_name(args.arch)}-{args.transform}"
+    return args
+
+
+@cli.one_line_errors
+def main(argv: list[str] | None = None) -> None:
+    """Check the arguments and the images, then train on every item."""
+    args = parse_arguments(argv)
+    if args.plan:
+        return print_plan(args)
+    cli.check_precision(args)
+    if args.published:
+        read_published(args.published)
+    dimension = cifar.SIZE**2
+    nads = None if args.transform == "none" else load_nads(args.nads, dimension)
+    data = cifar.load_images(args.data, download=args.download)  # decoded once; the ranks read the cache
+    largest = max(args.nad_index) + (len(data.classes) > 6)
+    if args.transform == "poison" and largest >= dimension:
+        raise ValueError(
+            f"NAD index {max(args.nad_index)} is too large: classes 6 and up take the next one, "
+            f"and the last of {dimension} is {dimension - 1}"
+        )
+    repetitions = range(args.seeds)
+    indices = args.nad_index if args.transform == "poison" else None
+    items = [(r,) for r in repetitions] if indices is None else [(i, r) for r in repetitions for i in indices]
+    flops = forward_flops(build_model(args.arch, 3, len(data.classes)), (3, cifar.SIZE, cifar.SIZE))
+    distributed.launch(run, args, items, nads, device=args.device, model_flops=flops)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,29 @@
+"""What the tests share: one thread, so that sums are taken in one order; the published files, where there are some."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import settings
+
+torch.set_num_threads(1)
+settings.register_profile("project", deadline=None)  # the machine may be busy
+settings.load_profile("project")
+
+
+def pytest_collection_modifyitems(items):
+    """Skip the tests marked `gpu` where there is none."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if "gpu" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def reference():
+    """The folder with the authors' published numbers and arrays."""
+    folder = os.environ.get("NADS_REFERENCE")
+    if not folder:
+        pytest.skip("needs the authors' published files: set NADS_REFERENCE to their folder")
+    return Path(folder)
