@@ -228,44 +228,45 @@ def read_published(args: Namespace) -> list[tuple[tuple[int, ...], float]]:
         ) from None
 
 
-def by_experiment(
+def average_equivalent(
     accuracies: Iterable[tuple[tuple[int, ...], float]], args: Namespace
-) -> dict[tuple[int, ...], list[float]]:
-    """Accuracies of directions that give the same experiment, together: for Fourier images, the mirrored ones."""
+) -> dict[tuple[int, ...], float]:
+    """The mean accuracy of directions that are the same experiment, by the name that `experiment` gives it."""
     groups: dict[tuple[int, ...], list[float]] = {}
     for index, accuracy in accuracies:
-        if args.directions == "fourier":
-            mirrored = (-index[0], index[1])
-            index = min(canonical_frequency(*k, args.image_size, args.image_size) for k in (index, mirrored))
-        groups.setdefault(index, []).append(accuracy)
-    return groups
+        groups.setdefault(experiment(index, args), []).append(accuracy)
+    return {name: float(np.mean(group)) for name, group in groups.items()}
+
+
+def experiment(index: tuple[int, ...], args: Namespace) -> tuple[int, ...]:
+    """One name for the frequencies ±(k_y, k_x) and, for their mirror images, ±(−k_y, k_x); else the index itself."""
+    if args.directions != "fourier":
+        return index
+    return min(canonical_frequency(y, index[1], args.image_size, args.image_size) for y in (index[0], -index[0]))
 
 
 def compare_with_published(folder: Path, accuracies: dict[tuple[int, ...], float], args: Namespace) -> None:
     """Print how the accuracies agree with those of a published CSV file, and draw one against the other.
 
-    Frequencies (k_y, k_x) and (−k_y, k_x) give mirror images, the same experiment for these architectures: both
-    sides are averaged over them first.
+    Every published row (a cell of the map, a NAD) that was measured counts, each side averaged over the cells that are
+    the same experiment as this one: mirror images are, for these architectures.
     """
-    ours = by_experiment(accuracies.items(), args)
-    theirs = by_experiment(read_published(args), args)
-    both = [index for index in ours if index in theirs]
-    if len(both) < 3:
-        raise ValueError(f"{args.published} has {len(both)} of these directions: at least 3 are needed to compare")
-    x, y = (np.array([np.mean(side[index]) for index in both]) for side in (theirs, ours))
+    published = read_published(args)
+    ours = average_equivalent(accuracies.items(), args)
+    theirs = average_equivalent(published, args)
+    both = [name for name in (experiment(index, args) for index, _ in published) if name in ours]
+    if len(set(both)) < 3:
+        raise ValueError(f"{args.published} has {len(set(both))} of these directions: at least 3 are needed to compare")
+    x, y = (np.array([side[name] for name in both]) for side in (theirs, ours))
     vary = np.ptp(x) > 0 and np.ptp(y) > 0  # a flat map, like LogReg's, correlates with nothing
     pearson, spearman = (np.corrcoef(x, y)[0, 1], stats.spearmanr(x, y)[0]) if vary else (math.nan, math.nan)
     summary = (
-        f"{len(both)} experiments: Pearson {pearson:.3f}, Spearman {spearman:.3f}, "
+        f"{len(both)} directions, {len(set(both))} experiments: Pearson {pearson:.3f}, Spearman {spearman:.3f}, "
         f"mean absolute difference {np.abs(x - y).mean():.2f} points"
     )
     print(f"against {args.published.name}, {summary}")
     figure = plotting.scatter_figure(
-        x,
-        y,
-        xlabel="published test accuracy (%)",
-        ylabel="test accuracy here (%)",
-        title=summary.replace(": ", "\n"),
+        x, y, xlabel="published test accuracy (%)", ylabel="test accuracy here (%)", title=summary.replace(": ", "\n")
     )
     plotting.save_figure(figure, folder / "published.png")
 
