@@ -94,7 +94,7 @@ def split_last_linear(model: nn.Module, point: torch.Tensor) -> tuple[nn.Module,
     if len(owners) > 1 or sum(called is layer for called, _ in calls) > 1:
         raise ValueError(NO_MARGINAL.format(f"this network shares its weights ({', '.join(owners)})"))
     if not layer.weight.any():
-        raise ValueError(NO_MARGINAL.format("its weights are all zero at initialisation"))
+        raise ValueError("the weights of the last linear layer are all zero at initialisation: no input gradient")
     check_zero_mean(weight_statistics(layer))
     parent, _, name = names[layer].rpartition(".")
     setattr(model.get_submodule(parent), name, nn.Identity())
@@ -334,7 +334,10 @@ def run(args: Namespace, chunk_size: int) -> None:
 
 def report(drawn: Drawn, num_networks: int, agreement: float, args: Namespace) -> None:
     """Write the arrays, their description and the figure, and say where they are."""
-    nads = nads_from_covariance(drawn.covariance())
+    covariance = drawn.covariance()
+    if not covariance.any():
+        raise ValueError(f"the input gradients of all networks of {args.arch} are zero")
+    nads = nads_from_covariance(covariance)
     args.output.mkdir(parents=True, exist_ok=True)
     name = args.output / paper_name(args.arch)
     runs.save_array(Path(f"{name}_NADs.npy"), nads.directions)

@@ -177,7 +177,7 @@ def load_epochs(
         if order.device.type == "cuda":
             torch.cuda.set_rng_state(state["generators"]["cuda"], order.device)
         return state["history"]
-    except (KeyError, TypeError, RuntimeError, ValueError) as error:
+    except (LookupError, TypeError, RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"the checkpoint {path} does not fit ({reason}): delete it to start again") from None
 
@@ -207,8 +207,9 @@ def run(args: Namespace, items: list[tuple[int, ...]], nads: torch.Tensor | None
             kept = kept[: args.subset].sort().values
             data = replace(data, train_images=data.train_images[kept], train_labels=data.train_labels[kept])
         data = data.to(device)
-        for item in tqdm(mine, desc=f"trainings of rank 0, {args.arch}", disable=distributed.rank() > 0):
-            train_item(folder, item, data, None if nads is None else nads.to(device), args)
+        with tqdm(mine, desc=f"trainings of rank 0, {args.arch}", disable=distributed.rank() > 0) as bar:
+            for item in bar:  # the bar ends its line before an error is reported
+                train_item(folder, item, data, None if nads is None else nads.to(device), args)
         distributed.barrier()
         if distributed.rank() == 0:
             report(folder, runs.sort_rows(folder / ROWS, key=lambda row: [int(row[key]) for key in keys]), args)
@@ -288,6 +289,8 @@ def report(folder: Path, rows: list[dict[str, str]], args: Namespace) -> None:
     for row in rows:
         if row["test_accuracy"] != "nan":
             groups.setdefault(int(row.get("nad_index", 0)), []).append(float(row["test_accuracy"]))
+    if not groups:
+        raise ValueError(f"no training in {folder} ended with a finite loss: try a smaller --max-lr than {args.max_lr}")
     for index, values in sorted(groups.items()):
         what = f"NAD {index}" if args.transform == "poison" else args.transform
         spread = f" ± {np.std(values, ddof=1):.1f} over {len(values)} repetitions" if len(values) > 1 else ""
@@ -311,6 +314,8 @@ def read_published(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Indices and accuracies of a CSV file with columns nad_index and accuracy."""
     try:
         rows = list(csv.DictReader(path.read_text().splitlines()))
+        if not rows:
+            raise ValueError("it has none")
         return np.array([int(row["nad_index"]) for row in rows]), np.array([float(row["accuracy"]) for row in rows])
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is not a CSV file with numbers in columns nad_index, accuracy: {error!r}") from None

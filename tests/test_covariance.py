@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from utils.covariance import (
-    NADs,
     GradientSum,
+    NADs,
     log_variance_correlation,
     median_singular_value_ratio,
     nads_from_covariance,

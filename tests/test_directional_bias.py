@@ -224,7 +224,10 @@ def test_a_map_compared_with_itself_agrees(tmp_path, capsys):
     # The same command only reports again; the last line counts, whether or not it ends.
     start(tmp_path, "--published", published(tmp_path / "own.csv", own, end=""))
     text = capsys.readouterr().out
-    assert "against own.csv, 9 experiments: Pearson 1.000, Spearman 1.000, mean absolute difference 0.00" in text
+    assert (
+        "against own.csv, 16 directions, 9 experiments: Pearson 1.000, Spearman 1.000, mean absolute difference 0.00"
+        in text
+    )
     assert (tmp_path / "published.png").stat().st_size > 1000
 
 
@@ -234,9 +237,9 @@ def test_mirror_images_are_averaged_before_they_are_compared(tmp_path, capsys):
     published(tmp_path / "map.csv", theirs)
     ours = {(-2, -2): 64.0, (-2, 2): 68.0, (0, 0): 81.0, (0, -2): 58.0, (-4, -4): 50.0}
     directional_bias.compare_with_published(tmp_path, ours, args)
-    # (65, 66), (80, 81), (56, 58)
+    # (65, 66) twice, (80, 81), (56, 58) twice: every published cell counts
     text = capsys.readouterr().out
-    assert "3 experiments: " in text and "Spearman 1.000, mean absolute difference 1.33 points" in text
+    assert "5 directions, 3 experiments: " in text and "Spearman 1.000, mean absolute difference 1.40 points" in text
 
 
 def test_a_flat_map_has_no_correlation_and_no_warning(tmp_path, capsys):

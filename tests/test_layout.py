@@ -1,4 +1,4 @@
-"""The house's rules (shared/DESIGN.md): who imports whom, and which room touches what."""
+"""The house's rules (one-way imports): who imports whom, and which room touches what."""
 
 import ast
 import json

@@ -147,6 +147,13 @@ def test_a_test_set_is_evaluated_after_each_epoch_without_touching_the_training(
     assert alone == [{key: row[key] for key in ("epoch", "loss", "train_accuracy")} for row in watched]
 
 
+def test_training_goes_on_in_training_mode_after_an_evaluation():
+    model, images = Recorder(1), torch.ones(4, 1, 1, 1)
+    labels = torch.zeros(4).long()
+    train(model, images, labels, epochs=2, batch_size=4, generator=generator(), test_set=(images, labels))
+    assert [training for training, _ in model.batches] == [True, False, True, False]
+
+
 def test_augment_sees_every_batch_and_the_generator():
     model, images, labels = noise_images(5)
     seen = []

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torchvision import datasets, io
+from PIL import Image
+from torchvision import datasets
 from tqdm import tqdm
 
 from utils import runs
@@ -87,15 +88,18 @@ def _load_folder(root: Path, cache: Path) -> ImageData:
 
 def _decode(paths: list[Path], what: str) -> torch.Tensor:
     images = torch.empty(len(paths), 3, SIZE, SIZE, dtype=torch.uint8)
-    for index, path in enumerate(tqdm(paths, desc=what)):
-        try:
-            image = io.decode_image(str(path))
-        except RuntimeError as error:
-            raise ValueError(f"{path} cannot be decoded: {str(error).splitlines()[0]}") from None
-        if image.shape != images.shape[1:]:
-            channels, height, width = image.shape
-            raise ValueError(f"{path} is {height}x{width} in {channels} channels: expected {SIZE}x{SIZE} in 3 colours")
-        images[index] = image
+    with tqdm(paths, desc=what) as bar:  # which ends its line before an error is reported
+        for index, path in enumerate(bar):
+            try:
+                with Image.open(path) as image:
+                    if image.mode != "RGB" or image.size != (SIZE, SIZE):
+                        width, height = image.size
+                        raise ValueError(
+                            f"it is {height}x{width} of mode {image.mode}: expected {SIZE}x{SIZE} of mode RGB (colour)"
+                        )
+                    images[index] = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+            except (OSError, SyntaxError, ValueError) as error:  # what PIL raises for files that are damaged
+                raise ValueError(f"{path} cannot be used: {error}") from None
     return images
 
 

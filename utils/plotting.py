@@ -165,3 +165,25 @@ def step_figure(sizes: np.ndarray, overlaps: dict[str, np.ndarray], spectra: dic
         left.legend(fontsize=8)
         right.set(xscale="log", ylim=(0, 1.02), xlabel="number of first directions k", ylabel="overlap with step 100")
     return figure
+
+
+def nad_detail_figure(
+    direction: np.ndarray, index: int, singular_values: np.ndarray, accuracies: tuple[np.ndarray, np.ndarray]
+) -> Figure:
+    """One NAD (C, H, W): its pixels, its Fourier energy, its place in the spectrum (D,), and the accuracy along it.
+
+    The accuracies are a pair (NAD indices, test accuracy in percent).
+    """
+    with style.context(STYLE):
+        figure = new_figure(9.0, 2.5)
+        pixels, energy, spectrum, curve = figure.subplots(1, 4, width_ratios=[1, 1, 1.3, 1.3])
+        show_direction(pixels, energy, direction)
+        pixels.set_title(f"NAD {index}")
+        energy.set_title("Fourier energy")
+        spectrum.plot(singular_values)
+        spectrum.plot(index, singular_values[index], "o", color="C1")
+        spectrum.set(yscale="log", xlabel="NAD index", ylabel="singular value")
+        curve.plot(*accuracies, marker="o", markersize=3)
+        curve.axvline(index, color="C1")
+        curve.set(ylim=(45, 102), xlabel="NAD index", ylabel="test accuracy (%)")
+    return figure

@@ -1,0 +1,290 @@
+"""Loading images, both forms, and what is done to them before any experiment."""
+
+import hashlib
+import os
+import struct
+import tarfile
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from torchvision import datasets
+
+from tests.tiny_images import CIFAR10_CLASSES, draw, write_cifar10, write_folder
+from utils import cifar, runs
+from utils.cifar import channel_statistics, flip_and_crop, load_images
+
+
+@pytest.fixture(autouse=True)
+def working_directory(tmp_path, monkeypatch):
+    """The cache of decoded images is in the working directory."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write_folder(tmp_path / "images")
+
+
+def same(one, other):
+    return one.classes == other.classes and all(
+        torch.equal(getattr(one, name), getattr(other, name))
+        for name in ("train_images", "train_labels", "test_images", "test_labels")
+    )
+
+
+def image(*shape, dtype=np.uint8):
+    return np.random.default_rng(0).integers(0, 255, shape).astype(dtype)
+
+
+def sixteen_bits(value):
+    """A PNG file of 32×32 pixels in three channels of 16 bits, which PIL reads but does not write."""
+
+    def chunk(name, content):
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    rows = b"".join(b"\0" + struct.pack(">96H", *([value] * 96)) for _ in range(32))
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 32, 32, 16, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+# --- CIFAR-10
+
+
+def test_cifar10_is_read_in_the_order_of_its_batches(tmp_path, monkeypatch):
+    images, labels = write_cifar10(tmp_path, monkeypatch)
+    data = load_images(tmp_path)
+    assert data.train_images.shape == (100, 3, 32, 32) and data.train_images.dtype == torch.uint8
+    assert data.train_images.is_contiguous()
+    assert np.array_equal(data.train_images.permute(0, 2, 3, 1).numpy(), images)
+    assert data.train_labels.tolist() == labels and data.train_labels.dtype == torch.int64
+    assert data.test_images.shape == (20, 3, 32, 32) and data.test_labels.tolist() == [*range(10)] * 2
+    assert data.classes == CIFAR10_CLASSES
+
+
+@pytest.mark.parametrize("name", ["data_batch_3", "test_batch", "batches.meta"])
+@pytest.mark.parametrize("damage", ["one byte", "missing"])
+def test_a_damaged_file_of_cifar10_is_refused_by_its_checksum(tmp_path, monkeypatch, name, damage):
+    write_cifar10(tmp_path, monkeypatch)
+    path = tmp_path / "cifar-10-batches-py" / name
+    if damage == "missing":
+        path.unlink()
+    else:
+        content = bytearray(path.read_bytes())
+        content[-20] ^= 1
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"there is no whole CIFAR-10 in .*corrupted.*--download"):
+        load_images(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["", "no/such/folder"])
+def test_without_images_the_error_says_what_to_do(tmp_path, name):
+    with pytest.raises(ValueError, match=r"fetch it with --download, or name a folder with train/CLASS/\*.png"):
+        load_images(tmp_path / name)
+
+
+def test_download_unpacks_the_archive_once_its_checksum_fits(tmp_path, monkeypatch):
+    images, _ = write_cifar10(tmp_path / "server", monkeypatch)
+    (tmp_path / "here").mkdir()
+    archive = tmp_path / "here" / "cifar-10-python.tar.gz"
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(tmp_path / "server" / "cifar-10-batches-py", "cifar-10-batches-py")
+    monkeypatch.setattr(datasets.CIFAR10, "url", (tmp_path / "gone").as_uri())
+    with pytest.raises(OSError, match="No such file"):  # another checksum: it is fetched again
+        load_images(tmp_path / "here", download=True)
+    monkeypatch.setattr(datasets.CIFAR10, "tgz_md5", hashlib.md5(archive.read_bytes()).hexdigest())
+    data = load_images(tmp_path / "here", download=True)
+    assert np.array_equal(data.train_images.permute(0, 2, 3, 1).numpy(), images)
+
+
+# --- A folder of images
+
+
+def test_a_folder_is_read_in_the_order_of_its_names(folder):
+    data = load_images(folder)
+    assert data.classes == ("a", "b", "c")
+    assert data.train_labels.tolist() == [0] * 8 + [1] * 8 + [2] * 8
+    assert data.test_labels.tolist() == [0] * 6 + [1] * 6 + [2] * 6
+    expected = np.concatenate([draw(8, label, 0) for label in range(3)])
+    assert np.array_equal(data.train_images.permute(0, 2, 3, 1).numpy(), expected)
+    expected = np.concatenate([draw(6, label, 1) for label in range(3)])
+    assert np.array_equal(data.test_images.permute(0, 2, 3, 1).numpy(), expected)
+
+
+def test_jpeg_and_png_and_capital_endings_are_read_and_other_files_are_not(folder):
+    for name in ("x.JPG", "y.jpeg", "z.PNG"):
+        kind = "PNG" if name.endswith("PNG") else "JPEG"
+        Image.fromarray(image(32, 32, 3)).save(folder / "train" / "b" / name, format=kind)
+    (folder / "train" / "b" / "notes.txt").write_text("no image")
+    (folder / "train" / "README").write_text("no class")
+    (folder / "train" / "empty").mkdir()
+    data = load_images(folder)
+    assert data.train_labels.bincount().tolist() == [8, 11, 8] and data.classes == ("a", "b", "c")
+
+
+def test_a_folder_is_decoded_once_with_a_progress_bar(folder, monkeypatch, capsys):
+    first = load_images(folder)
+    text = capsys.readouterr().err
+    assert "decoding train images" in text and "decoding test images" in text and "24/24" in text
+    monkeypatch.setattr(cifar, "_decode", None)
+    assert same(load_images(folder), first)
+    assert capsys.readouterr().err == ""
+    with monkeypatch.context() as patch:  # by any name of the folder
+        patch.chdir(folder)
+        assert same(load_images(folder / ".." / "images", cache=folder / ".." / "runs" / "decoded"), first)
+
+
+def test_a_changed_a_new_and_a_removed_image_are_decoded_again(folder):
+    data = load_images(folder)
+    path = folder / "train" / "a" / "0.png"
+    Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(path)
+    changed = load_images(folder)
+    assert not changed.train_images[0].any() and torch.equal(changed.train_images[1:], data.train_images[1:])
+    path.unlink()
+    assert torch.equal(load_images(folder).train_images, data.train_images[1:])
+    Image.fromarray(draw(1, 0, 0)[0]).save(path)
+    assert same(load_images(folder), data)
+
+
+def test_a_file_of_the_same_size_with_another_time_is_decoded_again(folder):
+    before = load_images(folder)
+    path = folder / "test" / "a" / "0.png"
+    stat = path.stat()
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+    assert same(load_images(folder), before) and len(list((folder.parent / "runs" / "decoded").iterdir())) == 2
+
+
+def test_a_decoding_that_was_interrupted_leaves_no_cache(folder, monkeypatch):
+    decode, seen = cifar.Image.open, []
+
+    def interrupted(path):
+        seen.append(path)
+        if len(seen) == 30:  # among the test images
+            raise KeyboardInterrupt
+        return decode(path)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(cifar.Image, "open", interrupted)
+        load_images(folder)
+    assert not (folder.parent / "runs").exists()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):  # while it is being written
+        patch.setattr(runs.os, "fsync", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+        load_images(folder)
+    assert not list((folder.parent / "runs" / "decoded").iterdir())
+    assert load_images(folder).train_images.shape == (24, 3, 32, 32)
+
+
+def test_a_damaged_cache_is_refused_by_name(folder):
+    load_images(folder)
+    (cached,) = (folder.parent / "runs" / "decoded").iterdir()
+    cached.write_bytes(cached.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=f"{cached.name} cannot be read .*: delete it"):
+        load_images(folder)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (Image.fromarray(image(32, 32)), "it is 32x32 of mode L: expected 32x32 of mode RGB (colour)"),
+        (Image.fromarray(image(32, 32, 4)), "it is 32x32 of mode RGBA"),
+        (Image.fromarray(image(32, 32, 3)).quantize(16), "it is 32x32 of mode P"),
+        (Image.fromarray(image(28, 32, 3)), "it is 28x32 of mode RGB: expected 32x32"),
+        (Image.fromarray(image(224, 224, 3)), "it is 224x224 of mode RGB"),
+        (b"no image", "cannot identify image file"),
+        (b"", "cannot identify image file"),
+        ("cut", "truncated"),
+    ],
+    ids=["grey", "transparent", "palette", "28x32", "large", "no image", "empty", "cut"],
+)
+def test_an_image_that_does_not_fit_is_refused_by_name(folder, content, words):
+    path = folder / "test" / "b" / "3.png"
+    if content == "cut":
+        path.write_bytes(path.read_bytes()[:1000])
+    elif isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        content.save(path)
+    with pytest.raises(ValueError) as error:
+        load_images(folder)
+    message = str(error.value)
+    assert message.startswith(f"{path} cannot be used: ") and words in message and "\n" not in message
+    assert not (folder.parent / "runs").exists()
+
+
+def test_a_png_of_16_bits_keeps_the_upper_8(folder):
+    (folder / "train" / "a" / "0.png").write_bytes(sixteen_bits(200 * 256 + 7))
+    assert load_images(folder).train_images[0].eq(200).all()
+
+
+def test_classes_in_only_one_of_train_and_test_are_named(folder):
+    for split, name in (("train", "dog"), ("test", "cat")):
+        (folder / split / name).mkdir()
+        Image.fromarray(image(32, 32, 3)).save(folder / split / name / "0.png")
+    with pytest.raises(ValueError, match=r"images in only one of train and test: cat, dog$"):
+        load_images(folder)
+
+
+@pytest.mark.parametrize("classes", [0, 1, 13])
+def test_other_than_2_to_12_classes_are_refused(tmp_path, classes):
+    (tmp_path / "images" / "train").mkdir(parents=True)
+    write_folder(tmp_path / "images", classes=classes, train=1, test=1)
+    with pytest.raises(ValueError, match=f"has {classes} classes with images: expected 2 to 12"):
+        load_images(tmp_path / "images")
+
+
+@pytest.mark.parametrize("classes", [2, 12])
+def test_2_and_12_classes_are_read(tmp_path, classes):
+    data = load_images(write_folder(tmp_path / "images", classes=classes, train=1, test=1))
+    assert len(data.classes) == classes and data.train_labels.tolist() == list(range(classes))
+
+
+# --- Numbers
+
+
+def test_bytes_become_0_to_1():
+    values = cifar.to_unit_range(torch.arange(256, dtype=torch.uint8))
+    assert values.dtype == torch.float32 and torch.equal(values, torch.arange(256) / 255)
+
+
+@given(st.integers(1, 5), st.integers(1, 4), st.integers(0, 2**32 - 1))
+def test_the_measured_mean_and_standard_deviation_are_numpys(count, channels, seed):
+    generator = np.random.default_rng(seed)
+    images = generator.integers(0, generator.integers(2, 257), (count, channels, 7, 5)).astype(np.uint8)
+    mean, std = channel_statistics(torch.from_numpy(images))
+    values = images.astype(np.float64) / 255
+    assert mean == pytest.approx(values.mean((0, 2, 3)), abs=1e-12)
+    assert std == pytest.approx(values.std((0, 2, 3)), abs=1e-12)
+
+
+@given(st.integers(1, 6), st.integers(1, 3), st.integers(5, 9), st.integers(5, 9), st.integers(0, 2**32 - 1))
+def test_flip_and_crop_mirrors_and_shifts_by_up_to_4_pixels(count, channels, height, width, seed):
+    images = torch.rand(count, channels, height, width, generator=torch.Generator().manual_seed(seed)) + 1
+    result = flip_and_crop(images, torch.Generator().manual_seed(seed))
+    assert result.shape == images.shape and result.dtype == images.dtype
+    assert torch.equal(result, flip_and_crop(images, torch.Generator().manual_seed(seed)))
+    for before, after in zip(images, result, strict=True):
+        padded = [torch.nn.functional.pad(x, (4, 4, 4, 4)) for x in (before, before.flip(2))]
+        crops = [p[:, y : y + height, x : x + width] for p in padded for y in range(9) for x in range(9)]
+        assert any(torch.equal(after, crop) for crop in crops)
+
+
+def test_flip_and_crop_draws_every_shift_and_half_of_the_mirrors():
+    images = torch.zeros(4000, 1, 9, 9)
+    images[:, 0, 4, 4], images[:, 0, 4, 5] = 1, 2  # stay inside; the 2 is right of the 1, or left if mirrored
+    result = flip_and_crop(images, torch.Generator().manual_seed(0)).flatten(1)
+    place = result.eq(1).float().argmax(1)
+    seen = result.eq(1).any(1)
+    assert len(place[seen].unique()) == 81
+    both = seen & result.eq(2).any(1)
+    mirrored = (result.eq(2).float().argmax(1) < place)[both].float().mean()
+    assert mirrored == pytest.approx(0.5, abs=0.04)
+
+
+def test_data_moves_to_a_device_whole(folder):
+    data = load_images(folder)
+    assert same(data.to(torch.device("cpu")), data)
+    assert data.to(torch.device("meta")).test_labels.device.type == "meta"
