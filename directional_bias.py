@@ -188,7 +188,7 @@ def report(folder: Path, rows: list[dict[str, str]], args: Namespace) -> None:
         step = 2 if all(y % 2 == 0 and x % 2 == 0 for y, x in accuracies) else 1
         frequencies = frequency_grid(args.image_size, step)
         values = accuracy_map(accuracies, frequencies, args.image_size)
-        figure = plotting.accuracy_map_figure(values, frequencies, f"What {name} learns of D(v), v Fourier images")
+        figure = plotting.accuracy_map_figure(values, frequencies, f"What {name} learns of D(v),\nv Fourier images")
     else:
         index = np.array([key[0] for key in results])
         values, spread = np.array(list(results.values())).T
@@ -291,7 +291,7 @@ def parse_arguments(argv: list[str] | None) -> Namespace:
     )  # fmt: skip
     group.add_argument("--phase", choices=PHASES, default="cosine", help="of the Fourier images")
     group.add_argument("--channel", type=cli.natural, help="the Fourier image in this channel only (default: in all)")
-    group.add_argument("--nad-index", type=cli.index_list, default="0:1000:50", help="0,5,10 or 0:1000:50")
+    group.add_argument("--nad-index", type=cli.index_list, help="0,5,10 or 0:1000:50 (default: every 50th)")
     group.add_argument("--nads", type=Path, help="file of NADs (default: the architecture's in NADs/)")
     group.add_argument("--num-random", type=cli.positive_int, default=16, help="number of random directions")
     group.add_argument("--no-pooling", action="store_true", help="the ablation without pooling: LeNet, ResNet-18")
@@ -306,6 +306,8 @@ def parse_arguments(argv: list[str] | None) -> Namespace:
     parser.add_argument("--published", type=Path, help="CSV with published accuracies to compare with")
     args = parser.parse_args(argv)
 
+    if args.nad_index is None:
+        args.nad_index = list(range(0, args.num_channels * args.image_size**2, 50))
     if args.sigma is None:
         args.sigma = SIGMA[args.directions]
     if args.nads is None:

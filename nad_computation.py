@@ -397,7 +397,11 @@ def parse_arguments(argv: list[str] | None) -> Namespace:
     group.add_argument("--chunk-size", type=cli.positive_int, help="images evaluated at once (default: as fit)")
     group.add_argument("--k", type=cli.positive_int, help="NADs drawn in the figure (default: 8)")
     cli.add_run_arguments(parser, output_help="folder for the arrays (default: that of the run)")
-    parser.add_argument("--run", type=Path, help="folder for the checkpoints (default: runs/nads/ARCH-ESTIMATOR)")
+    # not --run, which torchrun takes for an abbreviation of one of its own
+    parser.add_argument(
+        "--checkpoints", dest="run", metavar="FOLDER", type=Path,
+        help="folder for the checkpoints and the figure (default: runs/nads/ARCH-ESTIMATOR)",
+    )  # fmt: skip
     args = parser.parse_args(argv)
 
     dimension = args.num_channels * args.image_size**2
@@ -443,7 +447,7 @@ def regenerate(arch: str, *options: str) -> None:
             arch,
             "--output",
             str(ROOT / "NADs"),
-            "--run",
+            "--checkpoints",
             str(ROOT / "runs" / "nads" / paper_name(arch)),
             *options,
         ]

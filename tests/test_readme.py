@@ -1,0 +1,65 @@
+"""Every experiment command of the README runs, made small by options that come after its own."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torchvision.io import write_png
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```sh\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+LINES = [line.split("  #")[0].strip() for block in BLOCKS for line in block.replace("\\\n", " ").splitlines()]
+COMMANDS = [line for line in LINES if line.startswith("python ")]
+SMALL = {
+    "directional_bias.py": "--epochs 1 --num-train 20 --num-test 20",
+    "nad_computation.py": "--num-networks 2",
+    "poison_cifar.py": "--epochs 1 --data {images}",
+    "NADs_scripts/step_effect.py": "--num-networks 4 --output {output}",
+    "NADs_scripts/figure.py": "--output {output}/nads.png",
+    "NADs_scripts/compare.py": "",
+}
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory):
+    """A folder of images in the layout that the README describes."""
+    folder = tmp_path_factory.mktemp("images")
+    for split in ("train", "test"):
+        for name in ("cat", "dog"):
+            (folder / split / name).mkdir(parents=True)
+            for number in range(4):
+                image = torch.randint(256, (3, 32, 32), dtype=torch.uint8)
+                write_png(image, str(folder / split / name / f"{number}.png"))
+    return folder
+
+
+def test_the_readme_has_a_command_for_each_experiment():
+    scripts = {shlex.split(command)[1] for command in COMMANDS}
+    assert {"directional_bias.py", "nad_computation.py", "poison_cifar.py"} <= scripts
+    assert scripts <= SMALL.keys(), "a command that this test does not know how to make small"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_of_the_readme_runs(command, tmp_path, images):
+    _, script, *options = shlex.split(command)
+    options = [option for option in options if option != "--download"]
+    options = [str(ROOT / option) if option.startswith("NADs/") else option for option in options]
+    small = SMALL[script].format(images=images, output=tmp_path).split()
+    result = subprocess.run(
+        [sys.executable, ROOT / script, *options, *small], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    if script != "NADs_scripts/compare.py":
+        (figure,) = re.findall(r"^figure: (.*)$", result.stdout, re.MULTILINE) or [None]
+        assert figure is None or (tmp_path / figure).is_file()
+
+
+def test_the_files_that_the_readme_names_exist():
+    links = re.findall(r"\]\(((?!http)[^)#]+)\)", README)
+    assert links and not [link for link in links if not (ROOT / link).exists()]
