@@ -197,22 +197,37 @@ def run(args: Namespace, items: list[tuple[int, ...]], nads: torch.Tensor | None
     """Train on the items that the run's folder lacks, shared among the ranks; then report."""
     device = distributed.rank_device(args.device)
     keys = row_keys(args)
+    with distributed.first_rank_first():  # fetched and decoded once
+        data = load_data(args).to(device)
     with runs.open_run(args.output, settings(args, nads)) as folder:
         with distributed.first_rank_first():
             done = {tuple(int(row[key]) for key in keys) for row in runs.read_rows(folder / ROWS)}
-            data = cifar.load_images(args.data)
         mine = distributed.share([item for item in items if item not in done])
-        if args.subset:
-            kept = torch.randperm(len(data.train_images), generator=seeding.generator("cpu", args.seed, "subset"))
-            kept = kept[: args.subset].sort().values
-            data = replace(data, train_images=data.train_images[kept], train_labels=data.train_labels[kept])
-        data = data.to(device)
-        with tqdm(mine, desc=f"trainings of rank 0, {args.arch}", disable=distributed.rank() > 0) as bar:
-            for item in bar:  # the bar ends its line before an error is reported
-                train_item(folder, item, data, None if nads is None else nads.to(device), args)
+        for item in tqdm(mine, desc=f"trainings of rank 0, {args.arch}", disable=distributed.rank() > 0):
+            train_item(folder, item, data, None if nads is None else nads.to(device), args)
         distributed.barrier()
         if distributed.rank() == 0:
             report(folder, runs.sort_rows(folder / ROWS, key=lambda row: [int(row[key]) for key in keys]), args)
+
+
+def load_data(args: Namespace) -> cifar.ImageData:
+    """The images, or a subset of the training images, checked against what is asked of them."""
+    data = cifar.load_images(args.data, download=args.download)
+    last = cifar.SIZE**2 - 1
+    if args.transform == "poison" and max(args.nad_index) + (len(data.classes) > 6) > last:
+        raise ValueError(
+            f"NAD index {max(args.nad_index)} is too large: classes 6 and up take the next one, "
+            f"and the last of {last + 1} is {last}"
+        )
+    if args.subset:
+        if args.subset > len(data.train_images):
+            raise ValueError(f"--subset {args.subset} exceeds the {len(data.train_images)} training images")
+        kept = torch.randperm(len(data.train_images), generator=seeding.generator("cpu", args.seed, "subset"))
+        kept = kept[: args.subset].sort().values
+        data = replace(data, train_images=data.train_images[kept], train_labels=data.train_labels[kept])
+    if 0 in normalization(data, args)[1]:
+        raise ValueError(f"a colour channel of the images in {args.data} is constant: it cannot be normalised")
+    return data
 
 
 def train_item(
@@ -373,26 +388,18 @@ def parse_arguments(argv: list[str] | None) -> Namespace:
 
 @cli.one_line_errors
 def main(argv: list[str] | None = None) -> None:
-    """Check the arguments and the images, then train on every item."""
+    """Check the arguments, then train on every item."""
     args = parse_arguments(argv)
     if args.plan:
         return print_plan(args)
     cli.check_precision(args)
     if args.published:
         read_published(args.published)
-    dimension = cifar.SIZE**2
-    nads = None if args.transform == "none" else load_nads(args.nads, dimension)
-    data = cifar.load_images(args.data, download=args.download)  # decoded once; the ranks read the cache
-    largest = max(args.nad_index) + (len(data.classes) > 6)
-    if args.transform == "poison" and largest >= dimension:
-        raise ValueError(
-            f"NAD index {max(args.nad_index)} is too large: classes 6 and up take the next one, "
-            f"and the last of {dimension} is {dimension - 1}"
-        )
+    nads = None if args.transform == "none" else load_nads(args.nads, cifar.SIZE**2)
     repetitions = range(args.seeds)
     indices = args.nad_index if args.transform == "poison" else None
     items = [(r,) for r in repetitions] if indices is None else [(i, r) for r in repetitions for i in indices]
-    flops = forward_flops(build_model(args.arch, 3, len(data.classes)), (3, cifar.SIZE, cifar.SIZE))
+    flops = forward_flops(build_model(args.arch, 3, 10), (3, cifar.SIZE, cifar.SIZE))
     distributed.launch(run, args, items, nads, device=args.device, model_flops=flops)
 
 

@@ -705,7 +705,6 @@ def test_a_disk_too_full_for_the_decoded_images_is_one_line_and_leaves_no_cache(
     assert names(Path("runs/decoded")) == set() and not Path("run").exists()
 
 
-@pytest.mark.xfail(strict=True, raises=RuntimeError, reason="torch.save reports a failed write as a RuntimeError")
 def test_a_write_that_the_system_refuses_is_one_line_too(folder, nads_file, no_figures, capsys):
     cifar.load_images(folder)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -88,18 +88,17 @@ def _load_folder(root: Path, cache: Path) -> ImageData:
 
 def _decode(paths: list[Path], what: str) -> torch.Tensor:
     images = torch.empty(len(paths), 3, SIZE, SIZE, dtype=torch.uint8)
-    with tqdm(paths, desc=what) as bar:  # which ends its line before an error is reported
-        for index, path in enumerate(bar):
-            try:
-                with Image.open(path) as image:
-                    if image.mode != "RGB" or image.size != (SIZE, SIZE):
-                        width, height = image.size
-                        raise ValueError(
-                            f"it is {height}x{width} of mode {image.mode}: expected {SIZE}x{SIZE} of mode RGB (colour)"
-                        )
-                    images[index] = torch.from_numpy(np.array(image)).permute(2, 0, 1)
-            except (OSError, SyntaxError, ValueError) as error:  # what PIL raises for files that are damaged
-                raise ValueError(f"{path} cannot be used: {error}") from None
+    for index, path in enumerate(tqdm(paths, desc=what)):
+        try:
+            with Image.open(path) as image:
+                if image.mode != "RGB" or image.size != (SIZE, SIZE):
+                    width, height = image.size
+                    raise ValueError(
+                        f"it is {height}x{width} of mode {image.mode}: expected {SIZE}x{SIZE} of mode RGB (colour)"
+                    )
+                images[index] = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+        except (OSError, SyntaxError, ValueError) as error:  # what PIL raises for files that are damaged
+            raise ValueError(f"{path} cannot be used: {error}") from None
     return images
 
 

@@ -88,7 +88,7 @@ def load_array(path: str | Path) -> np.ndarray:
         FileNotFoundError: no such file.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(f"there is no array at {path}: expected a .npy file")
+        raise FileNotFoundError(f"there is no array at {path}: name a .npy file (nad_computation.py makes NADs)")
     try:
         with open(path, "rb") as file:
             array = np.load(file, allow_pickle=False)

@@ -46,8 +46,10 @@ def save_json(path: Path, content: Any) -> None:
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Write tensors and plain values with torch.save, whole or not at all."""
+    buffer = io.BytesIO()  # torch.save into a file hides the reason, a full disk, behind a RuntimeError
+    torch.save(state, buffer)
     with replacing(path) as temporary:
-        torch.save(state, temporary)
+        temporary.write_bytes(buffer.getbuffer())
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
