@@ -173,7 +173,7 @@ def test_nads_come_back_as_rows_and_a_missing_last_one_is_completed(tmp_path_fac
 
 
 def test_a_missing_nad_file_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no array at .*nothing\.npy: expected a \.npy file"):
+    with pytest.raises(FileNotFoundError, match=r"no array at .*nothing\.npy: name a \.npy file"):
         load_nads(tmp_path / "nothing.npy", 4)
     with pytest.raises(FileNotFoundError, match="no array at"):
         load_nads(tmp_path, 4)
