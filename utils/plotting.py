@@ -107,7 +107,8 @@ def nads_figure(directions: dict[str, np.ndarray], spectra: dict[str, np.ndarray
                 pixels = figure.add_subplot(grid[2 * group, column])
                 energy = figure.add_subplot(grid[2 * group + 1, column])
                 show_direction(pixels, energy, direction)
-                pixels.set_title(f"NAD {column}")
+                if group == 0:
+                    pixels.set_title(f"NAD {column}")
                 if column == 0:
                     pixels.set_ylabel(f"{name}\npixels")
                     energy.set_ylabel("Fourier\nenergy")
