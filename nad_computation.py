@@ -16,6 +16,7 @@ Expect for LeNet a first singular value of 0.189 and a last one of 0.0023. Two h
 first 100 directions to 0.9 (marginal, 600 networks).
 """
 
+import math
 import time
 from argparse import Namespace
 from collections.abc import Iterator
@@ -28,7 +29,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from models import build_model, paper_name
+from models import build_model, canonical_name, paper_name
 from utils import cli, distributed, plotting, runs, seeding
 from utils.covariance import GradientSum, NADs, nads_from_covariance, subspace_overlap
 from utils.differences import autograd_jacobian, central_differences
@@ -322,7 +323,8 @@ def run(args: Namespace, chunk_size: int) -> None:
                 save_part(own, mine)  # before waiting for the other ranks
                 drawn = sum_of_all(mine, left_over)
                 num_networks = sum(half.num_networks for half in drawn.halves)
-                agreement = drawn.agreement(args.agreement_k) if min(h.num_networks for h in drawn.halves) > 1 else 0.0
+                enough = min(half.num_networks for half in drawn.halves) > 1
+                agreement = drawn.agreement(args.agreement_k) if enough else math.nan
                 if num_networks > count:
                     continue  # an earlier command went further: look again where it stopped
                 bar.set_postfix(networks=num_networks, agreement=f"{agreement:.3f}")
@@ -344,7 +346,10 @@ def report(drawn: Drawn, num_networks: int, agreement: float, args: Namespace) -
     runs.save_array(Path(f"{name}_eigenvals.npy"), nads.singular_values.astype(np.float32))
     description = settings(args) | {
         "num_networks": num_networks,
-        "agreement": {"k": args.agreement_k, "split_half_overlap": round(agreement, 4)},
+        "agreement": {
+            "k": args.agreement_k,
+            "split_half_overlap": None if math.isnan(agreement) else round(agreement, 4),
+        },
         "weight_variance": weight_variance(drawn.weights, drawn.fan_in) if drawn.fan_in else None,
         "versions": runs.environment(),
     }
@@ -363,7 +368,7 @@ def report(drawn: Drawn, num_networks: int, agreement: float, args: Namespace) -
 def settings(args: Namespace) -> dict[str, Any]:
     """What a network's rows depend on. How many are wanted may change from one command to the next."""
     keys = ("arch", "estimator", "num_channels", "image_size", "point", "seed", "step", "jacobian", "precision")
-    return {key: vars(args)[key] for key in keys}
+    return {key: vars(args)[key] for key in keys} | {"arch": canonical_name(args.arch)}
 
 
 def default_chunk_size(network: nn.Module, point: torch.Tensor) -> int:

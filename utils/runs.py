@@ -107,7 +107,7 @@ def _lock(file: io.TextIOBase, folder: Path) -> None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise ValueError(f"{folder} is in use by another process: wait for it, or choose another --output") from None
+        raise ValueError(f"{folder} is in use by another process: wait for it, or choose another folder") from None
 
 
 def _check_settings(path: Path, settings: dict[str, Any]) -> None:
@@ -117,7 +117,7 @@ def _check_settings(path: Path, settings: dict[str, Any]) -> None:
     try:
         before = json.loads(path.read_text())["settings"]
     except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{path} cannot be read: delete the folder, or choose another --output") from None
+        raise ValueError(f"{path} cannot be read: delete the folder, or choose another") from None
     differing = [
         f"{key} was {before.get(key)!r}, now {settings.get(key)!r}"
         for key in sorted(before.keys() | settings.keys())
@@ -125,7 +125,7 @@ def _check_settings(path: Path, settings: dict[str, Any]) -> None:
     ]
     if differing:
         raise ValueError(
-            f"{path.parent} holds a run with other settings ({'; '.join(differing)}): choose another --output"
+            f"{path.parent} holds a run with other settings ({'; '.join(differing)}): choose another folder"
         )
 
 
