@@ -17,8 +17,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.plain import train_plainly
-from models import build_model
+from benchmarks.plain import TextbookLeNet, train_plainly
+from models import build_model, canonical_name
 from utils import cli, distributed
 from utils.operations import forward_flops
 from utils.training import make_optimizer, train_epoch
@@ -68,10 +68,12 @@ def main(argv: list[str] | None = None) -> None:
     num_images = args.images or IMAGES[args.experiment][0]
 
     model, images, labels = make_work(args.experiment, args.arch, num_images, args.device)
+    flops = forward_flops(model, tuple(images.shape[1:]))
+    if canonical_name(args.arch) == "lenet":
+        model = TextbookLeNet(*IMAGES[args.experiment][1:]).to(args.device)
     start = time.perf_counter()
     seen = train_plainly(model, images.cpu(), labels.cpu(), epochs=args.epochs, **RECIPES[args.experiment])
     plain = seen / (time.perf_counter() - start)
-    flops = forward_flops(model, tuple(images.shape[1:]))
     with tempfile.TemporaryDirectory() as folder:
         work = (args.experiment, args.arch, num_images, args.epochs, args.device, Path(folder))
         distributed.launch(train_here, *work, device=args.device, model_flops=flops)
