@@ -4,8 +4,8 @@
 
 For each precision, the error of the differences along the shipped NADs is compared with the differences themselves:
 noise by signal, root mean square, over the first, middle and last directions. A precision is of use where the ratio is
-well below 1 in the whole spectrum. tf32 is emulated by rounding the inputs and weights of every convolution and linear
-layer to its 10 bits of mantissa, so that it can be judged without a GPU.
+well below 1 in the whole spectrum. tf32 and bf16 are emulated, so that they can be judged without a GPU: the inputs and
+weights of every convolution and linear layer are rounded to 10 or 7 bits of mantissa, for bf16 the outputs too.
 """
 
 import sys
@@ -21,23 +21,26 @@ from nad_computation import ROOT, draw_network, draw_point, split_last_linear
 from utils import cli
 from utils.differences import central_differences
 from utils.directions import load_nads
-from utils.training import precision_mode
 
+DROPPED_BITS = {"tf32": 13, "bf16": 16}  # of float32's 23
 BANDS = ((0, 10), (100, 110), (500, 510), (900, 910), (1013, 1023))
 
 
-def round_to_tf32(x: torch.Tensor) -> torch.Tensor:
-    """Round float32 to a mantissa of 10 bits, to nearest."""
-    bits = x.contiguous().view(torch.int32)
-    return ((bits + 0x1000) & ~0x1FFF).view(torch.float32)
+def drop_bits(x: torch.Tensor, bits: int) -> torch.Tensor:
+    """Round float32 to nearest, without the last `bits` of its 23 bits of mantissa."""
+    integers = x.contiguous().view(torch.int32)
+    return ((integers + (1 << (bits - 1))) & -(1 << bits)).view(torch.float32)
 
 
-def emulate_tf32(model: nn.Module) -> nn.Module:
-    """Round the weights, and the inputs on their way in, of each convolution and linear layer."""
+def emulate(model: nn.Module, precision: str) -> nn.Module:
+    """Round the weights, and the inputs on their way in, of each convolution and linear layer; for bf16 its outputs."""
+    bits = DROPPED_BITS[precision]
     for module in model.modules():
         if isinstance(module, (nn.Conv2d, nn.Linear)):
-            module.weight.data = round_to_tf32(module.weight.data)
-            module.register_forward_pre_hook(lambda _, inputs: (round_to_tf32(inputs[0]),))
+            module.weight.data = drop_bits(module.weight.data, bits)
+            module.register_forward_pre_hook(lambda _, inputs: (drop_bits(inputs[0], bits),))
+            if precision == "bf16":
+                module.register_forward_hook(lambda _module, _inputs, output: drop_bits(output, bits))
     return model
 
 
@@ -53,10 +56,9 @@ def main(argv: list[str] | None = None) -> None:
         trunk, _ = split_last_linear(draw_network(args.arch, 0, seed=1), point)
         if precision == "float64":
             return central_differences(trunk.double(), point.double(), chunk_size=16)
-        if precision == "tf32":
-            trunk = emulate_tf32(trunk)
-        with precision_mode("bf16" if precision == "bf16" else "fp32", "cpu"):
-            return central_differences(trunk, point).double()
+        if precision in DROPPED_BITS:
+            trunk = emulate(trunk, precision)
+        return central_differences(trunk, point).double()
 
     exact = differences("float64") @ nads.T  # (F, D), along the NADs
     print(f"{args.arch}: noise by signal along NADs " + ", ".join(f"{a}-{b - 1}" for a, b in BANDS))

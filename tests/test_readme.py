@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torchvision.io import write_png
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -33,8 +33,8 @@ def images(tmp_path_factory):
         for name in ("cat", "dog"):
             (folder / split / name).mkdir(parents=True)
             for number in range(4):
-                image = torch.randint(256, (3, 32, 32), dtype=torch.uint8)
-                write_png(image, str(folder / split / name / f"{number}.png"))
+                image = torch.randint(256, (32, 32, 3), dtype=torch.uint8).numpy()
+                Image.fromarray(image).save(folder / split / name / f"{number}.png")
     return folder
 
 
