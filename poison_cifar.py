@@ -276,7 +276,7 @@ def examples_figure(data: cifar.ImageData, nads: torch.Tensor, nad_index: int, a
     before, labels = cifar.to_unit_range(data.test_images[first]), data.test_labels[first]
     if args.transform == "poison":
         after = poison(before, labels, nads, nad_index=nad_index, epsilon=args.epsilon)
-        rows = {"before": before, "carrier, scaled": 0.5 + 0.5 * unit_peak(after - before), "after": after}
+        rows = {"before": before, "change, scaled": 0.5 + 0.5 * unit_peak(after - before), "after": after}
     else:
         rows = {"before": before, "flipped, scaled": 0.5 + 0.5 * unit_peak(flip(before - 0.5, nads))}
     return plotting.image_rows_figure({key: value.cpu().numpy() for key, value in rows.items()}, list(data.classes))

@@ -105,7 +105,8 @@ def test_other_settings_are_refused_naming_each_that_differs(tmp_path):
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", "null", '{"settings": '])
 def test_a_broken_configuration_is_refused_in_one_line(tmp_path, content):
     (tmp_path / "config.json").write_text(content)
-    with pytest.raises(ValueError, match=r"^\S*config.json cannot be read: delete the folder, or choose another$"), runs.open_run(tmp_path, {}):
+    message = r"^\S*config.json cannot be read: delete the folder, or choose another$"
+    with pytest.raises(ValueError, match=message), runs.open_run(tmp_path, {}):
         pass
 
 
