@@ -32,13 +32,14 @@ from tqdm import tqdm
 from models import build_model, canonical_name, paper_name
 from utils import cli, distributed, plotting, runs, seeding
 from utils.covariance import GradientSum, NADs, nads_from_covariance, subspace_overlap
-from utils.differences import autograd_jacobian, central_differences
+from utils.differences import autograd_jacobian, central_differences, may_be_local
 from utils.operations import forward_flops
 from utils.training import precision_mode
 
 ROOT = Path(__file__).resolve().parent
 NUM_NETWORKS = {"sampled": 10_000, "marginal": 1_000}
 CHECKPOINT_SECONDS = 50
+CHUNK_BYTES = 2**25
 NO_MARGINAL = "the marginal estimator integrates out a last linear layer, but {}: use --estimator sampled"
 
 
@@ -163,7 +164,8 @@ class Drawn:
 
 def add_network(
     drawn: Drawn, number: int, point: torch.Tensor, *, arch: str, estimator: str = "marginal", seed: int = 0,
-    step: float = 100.0, jacobian: str = "differences", chunk_size: int = 32, precision: str = "fp32",
+    step: float = 100.0, jacobian: str = "differences", chunk_size: int = 32, local: bool = False,
+    precision: str = "fp32",
 ) -> None:  # fmt: skip
     """Draw one network and add its rows: its gradient (sampled) or the differences of its features (marginal)."""
     num_channels, image_size, _ = point.shape
@@ -179,7 +181,7 @@ def add_network(
         if jacobian == "autograd":
             rows = autograd_jacobian(network, point, chunk_size=chunk_size)
         else:
-            rows = central_differences(network, point, step=step, chunk_size=chunk_size)
+            rows = central_differences(network, point, step=step, chunk_size=chunk_size, local=local)
     if estimator == "sampled":
         check_one_output(arch, len(rows))
     if not rows.isfinite().all():
@@ -209,13 +211,15 @@ def compute_nads(
         point: "normal" or "zero", see `draw_point`.
         seed: of the point and the networks.
         device: where the networks are evaluated.
-        options: step, jacobian, chunk_size, precision of `add_network`.
+        options: step, jacobian, chunk_size, local, precision of `add_network`.
 
     Returns:
         The NADs, with D = C·S·S, and the sums that they come from.
     """
     x = draw_point(point, seed=seed, num_channels=num_channels, image_size=image_size).to(device)
     drawn = nothing_drawn(x.numel(), device)
+    network = draw_network(arch, 0, seed=seed, num_channels=num_channels, image_size=image_size, device=device)
+    options = how_to_evaluate(network, x) | options
     for number in range(num_networks or NUM_NETWORKS[estimator]):
         add_network(drawn, number, x, arch=arch, estimator=estimator, seed=seed, **options)
     return nads_from_covariance(drawn.covariance()), drawn
@@ -297,7 +301,7 @@ def look_points(num_networks: int) -> Iterator[int]:
 
 
 @cli.one_line_errors
-def run(args: Namespace, chunk_size: int) -> None:
+def run(args: Namespace, evaluation: dict[str, Any]) -> None:
     """Draw the networks that the run's folder lacks, shared among the ranks; then save and draw the NADs."""
     device = distributed.rank_device(args.device)
     point = draw_point(args.point, seed=args.seed, num_channels=args.num_channels, image_size=args.image_size).to(
@@ -315,7 +319,7 @@ def run(args: Namespace, chunk_size: int) -> None:
         with tqdm(total=len(todo), desc=f"networks of rank 0, {args.arch}", disable=rank > 0) as bar:
             for count in looks:
                 while todo and todo[0] < count:
-                    add_network(mine, todo.pop(0), point, chunk_size=chunk_size, **options)
+                    add_network(mine, todo.pop(0), point, **evaluation, **options)
                     bar.update()
                     if time.monotonic() - saved > CHECKPOINT_SECONDS:
                         save_part(own, mine)
@@ -371,10 +375,15 @@ def settings(args: Namespace) -> dict[str, Any]:
     return {key: vars(args)[key] for key in keys} | {"arch": canonical_name(args.arch)}
 
 
-def default_chunk_size(network: nn.Module, point: torch.Tensor) -> int:
-    """Images evaluated at once: as fit the cache of a CPU (measured), or a quarter of a GPU's free memory."""
+def how_to_evaluate(network: nn.Module, point: torch.Tensor) -> dict[str, Any]:
+    """The chunk_size and local of `central_differences` for a network, by it and its device alone.
+
+    On a CPU, a chunk's largest activation takes at most 32 MB (measured: the caches like no more), and only what a
+    pixel changes is evaluated, where that is exact. On a GPU, a chunk takes a quarter of the free memory.
+    """
     if point.device.type == "cpu":
-        return 32
+        chunk_size = CHUNK_BYTES // largest_activation(network, point)
+        return {"chunk_size": max(2, min(2 * point.numel(), chunk_size)), "local": may_be_local(network, point)}
     images = torch.zeros(16, *point.shape, device=point.device)
     before = torch.cuda.memory_allocated(point.device)
     torch.cuda.reset_peak_memory_stats(point.device)
@@ -382,7 +391,23 @@ def default_chunk_size(network: nn.Module, point: torch.Tensor) -> int:
         network(images)
     bytes_an_image = max(1, torch.cuda.max_memory_allocated(point.device) - before) // len(images) + 1
     free, _ = torch.cuda.mem_get_info(point.device)
-    return max(2, min(2 * point.numel(), free // 4 // bytes_an_image))
+    return {"chunk_size": max(2, min(2 * point.numel(), free // 4 // bytes_an_image)), "local": False}
+
+
+@torch.no_grad()
+def largest_activation(network: nn.Module, point: torch.Tensor) -> int:
+    """Bytes of the largest tensor that a layer of the network returns for one image."""
+    sizes = [point.nbytes]
+    hooks = [
+        module.register_forward_hook(
+            lambda _module, _inputs, output: sizes.append(getattr(output, "nbytes", 0))
+        )
+        for module in network.modules()
+    ]
+    network(point[None])
+    for hook in hooks:
+        hook.remove()
+    return max(sizes)
 
 
 def parse_arguments(argv: list[str] | None) -> Namespace:
@@ -431,17 +456,19 @@ def main(argv: list[str] | None = None) -> None:
     point = draw_point(args.point, seed=args.seed, num_channels=args.num_channels, image_size=args.image_size)
     shape = {"num_channels": args.num_channels, "image_size": args.image_size}
     network = draw_network(args.arch, 0, seed=args.seed, **shape, device=args.device)
-    chunk_size = args.chunk_size or default_chunk_size(network, point.to(args.device))
     flops = forward_flops(network, tuple(point.shape))
     with torch.no_grad():
         output = network(point.to(args.device)[None])
     if not isinstance(output, torch.Tensor) or not output.isfinite().all():
         raise ValueError(f"the output of {args.arch} is not a finite tensor at initialisation")
+    evaluation = how_to_evaluate(network, point.to(args.device))
+    if args.chunk_size:
+        evaluation["chunk_size"] = args.chunk_size
     if args.estimator == "marginal":
         split_last_linear(network, point.to(args.device))
     else:
         check_one_output(args.arch, output.numel())
-    distributed.launch(run, args, chunk_size, device=args.device, model_flops=flops)
+    distributed.launch(run, args, evaluation, device=args.device, model_flops=flops)
 
 
 def regenerate(arch: str, *options: str) -> None:

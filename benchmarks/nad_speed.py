@@ -3,7 +3,8 @@
     python benchmarks/nad_speed.py --arch resnet18 --networks 4
 
 The plain protocol: a fresh module a network, its 2 x 1,024 shifted images in two batches, autograd's graph left on; it
-gives one gradient. Here: chunks that stay in the cache, channels_last, no graph, and the last layer integrated out.
+gives one gradient. Here: only what a pixel changes, in chunks that stay in the cache, channels_last, no graph, and
+the last layer integrated out.
 
 The variance-reduction factor E|g g' - C|^2 / E|C_n - C|^2 says how many sampled gradients g estimate the covariance C
 as well as one network's marginal C_n does; in the Frobenius norm, and after whitening by C, where all directions count
@@ -23,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.plain import gradient_plainly
 from models import build_model, paper_name
-from nad_computation import ROOT, default_chunk_size, draw_network, draw_point, split_last_linear
+from nad_computation import ROOT, draw_network, draw_point, how_to_evaluate, split_last_linear
 from utils import cli, distributed
 from utils.differences import central_differences
 from utils.directions import load_array, load_nads
@@ -53,12 +54,12 @@ def marginal_networks(arch: str, device: torch.device, networks: int, threads: i
     """Seconds a network and peak memory here, and the differences (F, D) of each, scaled by the weights' std."""
     torch.set_num_threads(threads)
     point = draw_point("normal", seed=SEED).to(device)
-    chunk_size = default_chunk_size(draw_network(arch, 0, seed=SEED, device=device), point)
+    evaluation = how_to_evaluate(draw_network(arch, 0, seed=SEED, device=device), point)
     rows, seconds = [], []
     for number in range(networks):
         start = time.perf_counter()
         trunk, layer = split_last_linear(draw_network(arch, number, seed=SEED, device=device), point)
-        delta = central_differences(trunk, point, chunk_size=chunk_size).cpu()
+        delta = central_differences(trunk, point, **evaluation).cpu()
         seconds.append(time.perf_counter() - start)
         rows.append(delta.double().numpy() / (3 * layer.in_features) ** 0.5)
     queue.put((float(np.median(seconds)), peak_memory(device), rows))
@@ -105,11 +106,12 @@ def main(argv: list[str] | None = None) -> None:
     small = forward_flops(build_model(args.arch, 1, 1), (1, 32, 32)) < distributed.SMALL_MODEL_FLOPS
     cores = distributed.num_cores()
     at_once = cores if small and args.device.type == "cpu" else 1  # as nad_computation.py does
-    plain_seconds, plain_memory = in_a_process(plain_network, args.arch, args.device)
-    seconds, memory, rows = in_a_process(
-        marginal_networks, args.arch, args.device, args.networks, 1 if at_once > 1 else cores
-    )
-    seconds /= at_once
+    threads = 1 if at_once > 1 else cores
+    # The plain way before and after: the speed of a machine that is shared varies.
+    before, plain_memory = in_a_process(plain_network, args.arch, args.device)
+    seconds, memory, rows = in_a_process(marginal_networks, args.arch, args.device, args.networks, threads)
+    after, _ = in_a_process(plain_network, args.arch, args.device)
+    plain_seconds, seconds = (before + after) / 2, seconds / at_once
     name = ROOT / "NADs" / paper_name(args.arch)
     nads = load_nads(f"{name}_NADs.npy", 1024).double().numpy()
     scale = load_array(f"{name}_eigenvals.npy") / 9999**0.5  # standard deviations along the NADs

@@ -19,8 +19,8 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C, S, S) to (N, growth + C, S, S), the new channels first."""
-        new = self.conv1(F.relu(self.bn1(x)))  # (N, 4·growth, S, S)
-        new = self.conv2(F.relu(self.bn2(new)))  # (N, growth, S, S)
+        new = self.conv1(F.relu(self.bn1(x), inplace=True))  # (N, 4·growth, S, S)
+        new = self.conv2(F.relu(self.bn2(new), inplace=True))  # (N, growth, S, S)
         return torch.cat([new, x], dim=1)
 
 
@@ -34,7 +34,7 @@ class Transition(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, in_channels, S, S) to (N, out_channels, S/2, S/2)."""
-        return F.avg_pool2d(self.conv(F.relu(self.bn(x))), 2)
+        return F.avg_pool2d(self.conv(F.relu(self.bn(x), inplace=True)), 2)
 
 
 def _dense_block(in_channels: int, depth: int) -> nn.Sequential:
@@ -77,6 +77,6 @@ class DenseNet121(nn.Module):
         x = self.trans1(self.dense1(x))  # (N, 256, 32, 32) -> (N, 128, 16, 16)
         x = self.trans2(self.dense2(x))  # (N, 512, 16, 16) -> (N, 256, 8, 8)
         x = self.trans3(self.dense3(x))  # (N, 1024, 8, 8) -> (N, 512, 4, 4)
-        x = F.relu(self.bn(self.dense4(x)))  # (N, 1024, 4, 4)
+        x = F.relu(self.bn(self.dense4(x)), inplace=True)  # (N, 1024, 4, 4)
         x = F.avg_pool2d(x, 4)  # (N, 1024, 1, 1)
         return self.linear(x.flatten(1))

@@ -26,9 +26,9 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, in_channels, S, S) to (N, out_channels, S/stride, S/stride)."""
-        out = F.relu(self.bn1(self.conv1(x)))
+        out = F.relu(self.bn1(self.conv1(x)), inplace=True)
         out = self.bn2(self.conv2(out))
-        return F.relu(out + self.shortcut(x))
+        return F.relu(out + self.shortcut(x), inplace=True)
 
 
 class ResNet18(nn.Module):
@@ -61,7 +61,7 @@ class ResNet18(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images (N, C, S, S) to logits (N, num_classes)."""
-        x = F.relu(self.bn1(self.conv1(x)))  # (N, 64, 32, 32)
+        x = F.relu(self.bn1(self.conv1(x)), inplace=True)  # (N, 64, 32, 32)
         x = self.layer1(x)  # (N, 64, 32, 32)
         x = self.layer2(x)  # (N, 128, 16, 16); without pooling every size stays 32×32
         x = self.layer3(x)  # (N, 256, 8, 8)

@@ -41,7 +41,7 @@ class VGG11(nn.Module):
                 layers.append(nn.Conv2d(in_channels, out_channels, 3, padding=1))
                 if self.batch_norm:
                     layers.append(nn.BatchNorm2d(out_channels))
-                layers.append(nn.ReLU())
+                layers.append(nn.ReLU(inplace=True))
                 in_channels = out_channels
             layers.append(nn.MaxPool2d(2))
         layers.append(nn.AvgPool2d(1))
