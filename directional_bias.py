@@ -34,7 +34,7 @@ from utils.directions import (
     random_direction,
 )
 from utils.linear_data import sample_linear_data
-from utils.operations import forward_flops
+from utils.operations import forward_flops, print_training_estimate
 from utils.training import evaluate, train
 
 ROOT = Path(__file__).resolve().parent
@@ -155,6 +155,20 @@ def run(args: Namespace, items: list[tuple[int, ...]], nads: torch.Tensor | None
             report(folder, rows, args)
 
 
+@cli.one_line_errors
+def estimate(args: Namespace, items: list[tuple[int, ...]], nads: torch.Tensor | None) -> None:
+    """Print what the run would take, and write nothing: all ranks measure at once, as they would work."""
+    with distributed.first_rank_first():
+        runs.check_settings(args.output, settings(args, nads))
+        done = {row_key(row, args.directions) for row in runs.read_rows(args.output / ROWS)}
+    print_training_estimate(
+        build_model(args.arch, args.num_channels, 2, args.image_size, not args.no_pooling),
+        (args.num_channels, args.image_size, args.image_size), 2, items=len(items), done=len(done.intersection(items)),
+        num_trained=args.epochs * args.num_train, num_tested=args.num_test, batch_size=args.batch_size,
+        precision=args.precision, device=distributed.rank_device(args.device),
+    )  # fmt: skip
+
+
 def mean_and_spread(rows: list[dict[str, str]], family: str) -> dict[tuple[int, ...], tuple[float, float]]:
     """Test accuracy of each direction over its repetitions that did not diverge: mean, standard deviation."""
     values: dict[tuple[int, ...], list[float]] = {}
@@ -273,7 +287,7 @@ def compare_with_published(folder: Path, accuracies: dict[tuple[int, ...], float
 
 def settings(args: Namespace, nads: torch.Tensor | None) -> dict[str, Any]:
     """What the numbers of a row depend on. Which rows are wanted may change from one command to the next."""
-    wanted = {"frequency", "nad_index", "num_random", "seeds", "device", "output", "published"}
+    wanted = {"frequency", "nad_index", "num_random", "seeds", "device", "output", "published", "dry_run"}
     content = "" if nads is None else runs.digest(nads.numpy().tobytes())
     values = {key: value for key, value in vars(args).items() if key not in wanted}
     return values | {"arch": canonical_name(args.arch), "nads": content}
@@ -336,7 +350,7 @@ def main(argv: list[str] | None = None) -> None:
         make_direction(index, args, nads)  # refuses what does not exist
     items = [(*index, repetition) for repetition in range(args.seeds) for index in indices]
     flops = forward_flops(model, (args.num_channels, args.image_size, args.image_size))
-    distributed.launch(run, args, items, nads, device=args.device, model_flops=flops)
+    distributed.launch(estimate if args.dry_run else run, args, items, nads, device=args.device, model_flops=flops)
 
 
 if __name__ == "__main__":

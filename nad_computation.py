@@ -20,7 +20,6 @@ import math
 import time
 from argparse import Namespace
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,16 +30,18 @@ from tqdm import tqdm
 
 from models import build_model, canonical_name, paper_name
 from utils import cli, distributed, plotting, runs, seeding
-from utils.covariance import GradientSum, NADs, nads_from_covariance, subspace_overlap
+from utils.covariance import NADs, nads_from_covariance
 from utils.differences import autograd_jacobian, central_differences, may_be_local
-from utils.operations import forward_flops
+from utils.drawn import Drawn, nothing_drawn, read_parts, save_part, sum_of_all
+from utils.last_layer import check_zero_mean, split_last_linear, weight_statistics, weight_variance
+from utils.operations import forward_flops, print_estimate
 from utils.training import precision_mode
 
 ROOT = Path(__file__).resolve().parent
 NUM_NETWORKS = {"sampled": 10_000, "marginal": 1_000}
 CHECKPOINT_SECONDS = 50
 CHUNK_BYTES = 2**25
-NO_MARGINAL = "the marginal estimator integrates out a last linear layer, but {}: use --estimator sampled"
+OPTIONS = ("arch", "estimator", "seed", "step", "jacobian", "precision")  # of `add_network`, from the command line
 
 
 def draw_network(
@@ -64,102 +65,6 @@ def draw_point(kind: str, *, seed: int = 0, num_channels: int = 1, image_size: i
     return (
         torch.zeros(shape) if kind == "zero" else torch.randn(shape, generator=seeding.generator("cpu", seed, "point"))
     )
-
-
-def split_last_linear(model: nn.Module, point: torch.Tensor) -> tuple[nn.Module, nn.Linear]:
-    """Take off the linear layer that ends the model: f(x) = w·h(x) + b.
-
-    Args:
-        model: evaluated once at the point, and changed: an identity stands where its last layer was.
-        point: an image (C, H, W).
-
-    Returns:
-        The trunk h, which maps (N, C, H, W) to (N, F), and the layer.
-
-    Raises:
-        ValueError: the output is not that of a linear layer on (N, F) features, the layer is used or owned more than
-            once, or its weights are zero or not of mean zero, so that there is nothing to integrate out.
-    """
-    calls: list[tuple[nn.Linear, torch.Tensor]] = []
-    names = {module: name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    hooks = [
-        module.register_forward_hook(lambda layer, inputs, output: calls.append((layer, inputs[0]))) for module in names
-    ]
-    with torch.no_grad():
-        model(point[None])
-    for hook in hooks:
-        hook.remove()
-    if not calls or calls[-1][1].ndim != 2 or not ends_network(model, calls[-1][0], point):
-        raise ValueError(NO_MARGINAL.format("this network does not end in one"))
-    layer = calls[-1][0]
-    owners = [name for name, weight in model.named_parameters(remove_duplicate=False) if weight is layer.weight]
-    if len(owners) > 1 or sum(called is layer for called, _ in calls) > 1:
-        raise ValueError(NO_MARGINAL.format(f"this network shares its weights ({', '.join(owners)})"))
-    if not layer.weight.any():
-        raise ValueError("the weights of the last linear layer are all zero at initialisation: no input gradient")
-    check_zero_mean(weight_statistics(layer))
-    parent, _, name = names[layer].rpartition(".")
-    setattr(model.get_submodule(parent), name, nn.Identity())
-    return model, layer
-
-
-@torch.no_grad()
-def ends_network(model: nn.Module, layer: nn.Linear, point: torch.Tensor) -> bool:
-    """Whether the model returns what the layer gives as it is, both large negative and positive values."""
-    given = layer.weight.new_tensor([[-1e4], [1e4]]).repeat(1, layer.out_features)
-    hook = layer.register_forward_hook(lambda *_: given.clone())
-    output = model(point.repeat(2, 1, 1, 1))
-    hook.remove()
-    return isinstance(output, torch.Tensor) and torch.equal(output.flatten(), given.flatten())
-
-
-def weight_statistics(layer: nn.Linear) -> torch.Tensor:
-    """(number, Σw, Σw², number beyond 1/√fan_in) of a layer's weights, float64: these add up over networks."""
-    weights = layer.weight.double()
-    beyond = (weights.abs() > layer.in_features**-0.5 * (1 + 1e-6)).sum()
-    return torch.stack([torch.ones_like(weights).sum(), weights.sum(), weights.square().sum(), beyond.double()]).cpu()
-
-
-def check_zero_mean(statistics: torch.Tensor) -> None:
-    """Refuse weights whose mean is more than six standard errors from zero."""
-    number, total, squares, _ = statistics.tolist()
-    if not abs(total) <= 6 * squares**0.5:  # the standard error of Σw is √(Σw²) for a mean of zero; nan fails too
-        raise ValueError(NO_MARGINAL.format(f"the mean of its weights is {total / number:.2g}, not zero"))
-
-
-def weight_variance(statistics: torch.Tensor, fan_in: int) -> float:
-    """σ_w² of the last layer from the weights of all drawn networks.
-
-    PyTorch's nn.Linear draws from U(−1/√fan_in, 1/√fan_in), of variance 1/(3·fan_in). That is taken where no weight
-    lies beyond these bounds and the pooled variance is within four of its standard errors; otherwise the pooled one.
-    """
-    number, _, squares, beyond = statistics.tolist()
-    pooled, default = squares / number, 1 / (3 * fan_in)
-    standard_error = default * (0.8 / number) ** 0.5  # Var w² = (4/5)·(σ²)² for a uniform w
-    return default if beyond == 0 and abs(pooled - default) < 4 * standard_error else pooled
-
-
-@dataclass
-class Drawn:
-    """What has been summed over the networks drawn so far; even and odd networks apart, to see how they agree."""
-
-    halves: tuple[GradientSum, GradientSum]
-    weights: torch.Tensor  # (4,), see weight_statistics; zeros for the sampled estimator
-    numbers: set[int]
-    fan_in: int = 0
-
-    def covariance(self, halves: tuple[int, ...] = (0, 1)) -> torch.Tensor:
-        """The covariance (D, D) of the gradient from both halves or one of them."""
-        total = GradientSum(len(self.halves[0].rows))
-        for half in halves:
-            total.merge(self.halves[half])
-        if self.fan_in:
-            return total.marginal_covariance(weight_variance(self.weights, self.fan_in))
-        return total.sampled_covariance()
-
-    def agreement(self, k: int) -> float:
-        """Overlap of the first k NADs of the even with those of the odd networks."""
-        return subspace_overlap(*(nads_from_covariance(self.covariance((half,))).directions for half in (0, 1)), k)
 
 
 def add_network(
@@ -225,70 +130,6 @@ def compute_nads(
     return nads_from_covariance(drawn.covariance()), drawn
 
 
-def nothing_drawn(dimension: int, device: torch.device | str = "cpu") -> Drawn:
-    """Empty sums for images of this dimension."""
-    halves = (GradientSum(dimension, device), GradientSum(dimension, device))
-    return Drawn(halves, torch.zeros(4, dtype=torch.float64), set())
-
-
-def save_part(path: Path, drawn: Drawn) -> None:
-    """Write one rank's sums."""
-    state = {
-        "halves": [half.state() for half in drawn.halves],
-        "weights": drawn.weights,
-        "numbers": sorted(drawn.numbers),
-        "fan_in": drawn.fan_in,
-    }
-    runs.save_checkpoint(path, state)
-
-
-def load_part(path: Path, dimension: int, device: torch.device | str = "cpu") -> Drawn:
-    """Read one rank's sums; empty ones where there is no file."""
-    if not path.exists():
-        return nothing_drawn(dimension, device)
-    state = runs.load_checkpoint(path)
-    try:
-        even, odd = (GradientSum.from_state(half, device) for half in state["halves"])
-        drawn = Drawn((even, odd), state["weights"], set(state["numbers"]), state["fan_in"])
-        whole = even.num_networks + odd.num_networks == len(drawn.numbers) and len(even.rows) == dimension
-    except (KeyError, IndexError, TypeError, ValueError, RuntimeError, AttributeError):
-        whole = False
-    if not whole:
-        raise ValueError(f"the checkpoint {path} does not hold what it should: delete it to start again")
-    return drawn
-
-
-def read_parts(folder: Path, point: torch.Tensor, num_networks: int) -> tuple[Drawn, list[Drawn], set[int]]:
-    """What earlier commands left: this rank's sums, those that no rank continues (for rank 0), all numbers done."""
-    rank, size = distributed.rank(), distributed.world_size()
-    mine = load_part(folder / f"part-{rank}.pt", point.numel(), point.device)
-    done, left_over = set(mine.numbers), []
-    for path in sorted(folder.glob("part-*.pt")):
-        other = int(path.stem.removeprefix("part-"))
-        if other != rank:
-            part = load_part(path, point.numel())
-            done |= part.numbers
-            if other >= size and rank == 0:
-                left_over.append(part)
-    if done and max(done) >= num_networks:
-        raise ValueError(f"{folder} has networks up to number {max(done)}: ask for {max(done) + 1} or more")
-    return mine, left_over, done
-
-
-def sum_of_all(mine: Drawn, others: list[Drawn]) -> Drawn:
-    """What all ranks have drawn; `others` are parts that no rank of this run continues, known to rank 0 alone."""
-    halves = []
-    for half in (0, 1):
-        state = mine.halves[half].state()
-        for other in others:
-            state = state + other.halves[half].state()
-        halves.append(GradientSum.from_state(distributed.sum_over_ranks(state)))
-    weights = distributed.sum_over_ranks(torch.stack([mine.weights, *(other.weights for other in others)]).sum(0))
-    known = [part.fan_in for part in (mine, *others) if part.fan_in]  # a rank without networks does not know it
-    total, count = distributed.sum_over_ranks(torch.tensor([sum(known), len(known)])).tolist()
-    return Drawn((halves[0], halves[1]), weights, set(), total // max(1, count))
-
-
 def look_points(num_networks: int) -> Iterator[int]:
     """The counts at which agreement is looked at: 16, 24, 32, 48, 64, 96, … and the last. The same for any ranks."""
     power = 16
@@ -300,14 +141,17 @@ def look_points(num_networks: int) -> Iterator[int]:
     yield num_networks
 
 
+def make_point(args: Namespace) -> torch.Tensor:
+    """The point that the command line asks for, (C, S, S)."""
+    return draw_point(args.point, seed=args.seed, num_channels=args.num_channels, image_size=args.image_size)
+
+
 @cli.one_line_errors
 def run(args: Namespace, evaluation: dict[str, Any]) -> None:
     """Draw the networks that the run's folder lacks, shared among the ranks; then save and draw the NADs."""
     device = distributed.rank_device(args.device)
-    point = draw_point(args.point, seed=args.seed, num_channels=args.num_channels, image_size=args.image_size).to(
-        device
-    )
-    options = {key: vars(args)[key] for key in ("arch", "estimator", "seed", "step", "jacobian", "precision")}
+    point = make_point(args).to(device)
+    options = {key: vars(args)[key] for key in OPTIONS}
     rank, size = distributed.rank(), distributed.world_size()
     with runs.open_run(args.run, settings(args)) as folder:
         with distributed.first_rank_first():
@@ -336,6 +180,30 @@ def run(args: Namespace, evaluation: dict[str, Any]) -> None:
                     break
         if rank == 0:
             report(drawn, num_networks, agreement, args)
+
+
+@cli.one_line_errors
+def estimate(args: Namespace, evaluation: dict[str, Any]) -> None:
+    """Print what the run would take, and write nothing: all ranks draw two networks at once, as they would work."""
+    device = distributed.rank_device(args.device)
+    point = make_point(args).to(device)
+    with distributed.first_rank_first():
+        runs.check_settings(args.run, settings(args))
+        _, _, done = read_parts(args.run, point, args.num_networks)
+    seconds = []
+    for number in (0, 1):  # the first may be slow
+        start = time.perf_counter()
+        sums = nothing_drawn(point.numel(), device)
+        add_network(sums, number, point, **evaluation, **{key: vars(args)[key] for key in OPTIONS})
+        sums.halves[number].rows.cpu()  # waits for the device
+        seconds.append(time.perf_counter() - start)
+    network = draw_network(args.arch, 0, num_channels=args.num_channels, image_size=args.image_size)
+    if distributed.rank() == 0:
+        print_estimate(
+            f"networks of {paper_name(args.arch)}" + (" at most" if args.until_agreement else ""),
+            items=args.num_networks, done=len(done), seconds_an_item=min(seconds),
+            flops_an_item=2 * point.numel() * forward_flops(network, tuple(point.shape)),
+        )  # fmt: skip
 
 
 def report(drawn: Drawn, num_networks: int, agreement: float, args: Namespace) -> None:
@@ -453,7 +321,7 @@ def main(argv: list[str] | None = None) -> None:
     """Check the arguments and one network, then draw them all."""
     args = parse_arguments(argv)
     cli.check_precision(args)
-    point = draw_point(args.point, seed=args.seed, num_channels=args.num_channels, image_size=args.image_size)
+    point = make_point(args)
     shape = {"num_channels": args.num_channels, "image_size": args.image_size}
     network = draw_network(args.arch, 0, seed=args.seed, **shape, device=args.device)
     flops = forward_flops(network, tuple(point.shape))
@@ -468,7 +336,8 @@ def main(argv: list[str] | None = None) -> None:
         split_last_linear(network, point.to(args.device))
     else:
         check_one_output(args.arch, output.numel())
-    distributed.launch(run, args, evaluation, device=args.device, model_flops=flops)
+    work = estimate if args.dry_run else run
+    distributed.launch(work, args, evaluation, device=args.device, model_flops=flops)
 
 
 def regenerate(arch: str, *options: str) -> None:

@@ -27,7 +27,7 @@ from tqdm import tqdm
 from models import build_model, canonical_name, paper_name
 from utils import cifar, cli, distributed, plotting, runs, seeding
 from utils.directions import load_nads
-from utils.operations import forward_flops
+from utils.operations import forward_flops, print_training_estimate
 from utils.training import evaluate, make_optimizer, train_epoch
 
 ROOT = Path(__file__).resolve().parent
@@ -208,6 +208,24 @@ def run(args: Namespace, items: list[tuple[int, ...]], nads: torch.Tensor | None
         distributed.barrier()
         if distributed.rank() == 0:
             report(folder, runs.sort_rows(folder / ROWS, key=lambda row: [int(row[key]) for key in keys]), args)
+
+
+@cli.one_line_errors
+def estimate(args: Namespace, items: list[tuple[int, ...]], nads: torch.Tensor | None) -> None:
+    """Print what the run would take, and write no result: all ranks measure at once, as they would work."""
+    num_train, num_test, num_classes = 50_000, 10_000, 10  # of CIFAR-10, where it is still to be fetched
+    with distributed.first_rank_first():
+        runs.check_settings(args.output, settings(args, nads))
+        done = {tuple(int(row[key]) for key in row_keys(args)) for row in runs.read_rows(args.output / ROWS)}
+        if not args.download:
+            data = load_data(args)
+            num_train, num_test, num_classes = len(data.train_images), len(data.test_images), len(data.classes)
+    print_training_estimate(
+        build_model(args.arch, 3, num_classes), (3, cifar.SIZE, cifar.SIZE), num_classes, items=len(items),
+        done=len(done.intersection(items)), num_trained=args.epochs * min(num_train, args.subset or num_train),
+        num_tested=args.epochs * num_test * (2 if args.transform == "poison" else 1), batch_size=args.batch_size,
+        precision=args.precision, device=distributed.rank_device(args.device),
+    )  # fmt: skip
 
 
 def load_data(args: Namespace) -> cifar.ImageData:
@@ -400,7 +418,7 @@ def main(argv: list[str] | None = None) -> None:
     indices = args.nad_index if args.transform == "poison" else None
     items = [(r,) for r in repetitions] if indices is None else [(i, r) for r in repetitions for i in indices]
     flops = forward_flops(build_model(args.arch, 3, 10), (3, cifar.SIZE, cifar.SIZE))
-    distributed.launch(run, args, items, nads, device=args.device, model_flops=flops)
+    distributed.launch(estimate if args.dry_run else run, args, items, nads, device=args.device, model_flops=flops)
 
 
 if __name__ == "__main__":

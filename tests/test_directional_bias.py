@@ -342,6 +342,26 @@ def test_another_spelling_of_the_architecture_is_the_same_run(tmp_path):
     start(tmp_path, "--frequency", 2, 0, "--arch", "LogReg")
 
 
+# --- The estimate
+
+
+def test_a_dry_run_says_what_there_is_to_do_and_writes_nothing(tmp_path, capsys):
+    start(tmp_path / "run", "--frequency", 2, 0)
+    before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    capsys.readouterr()
+    start(tmp_path / "run", "--frequency", 2, 0, "--frequency", 0, 2, "--frequency", 2, 2, "--dry-run")
+    printed = capsys.readouterr().out
+    assert printed.startswith("3 trainings, 1 of them done; 2 to do on 1 rank\n")
+    assert "estimated time here: 0:0" in printed
+    # LogReg: 2·64·2 operations an image; three passes of 2 epochs over 60 images, and a test of 200
+    assert f"operations: {2 * 64 * 2 * (3 * 2 * 60 + 200):.2e} each" in printed
+    assert {path: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+    message = refusal(capsys, *TINY, "--output", tmp_path / "run", "--epsilon", 2, "--dry-run")
+    assert "epsilon was 1.0, now 2.0" in message
+    start(tmp_path / "new", "--dry-run")
+    assert not (tmp_path / "new").exists()
+
+
 # --- Several processes
 
 

@@ -435,6 +435,25 @@ def test_a_killed_run_continues_to_the_very_same_arrays(tmp_path):
     assert_same(tmp_path / "killed", tmp_path / "whole", atol=0)
 
 
+# --- The estimate
+
+
+def test_a_dry_run_says_what_there_is_to_do_and_writes_nothing(tmp_path, capsys):
+    nad_computation.main(arguments(tmp_path / "run", "--num-networks", 3, arch="logreg"))
+    before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    capsys.readouterr()
+    nad_computation.main(arguments(tmp_path / "run", "--num-networks", 10, "--dry-run", arch="logreg"))
+    printed = capsys.readouterr().out
+    assert printed.startswith("10 networks of LogReg, 3 of them done; 7 to do on 1 rank\n")
+    assert f"operations: {2 * 64 * 2 * 64:.2e} each" in printed  # a product of 64 for each of 2·64 images
+    assert "estimated time here: 0:00:0" in printed
+    assert {path: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+    message = refusal(capsys, *arguments(tmp_path / "run", "--step", 1, "--dry-run", arch="logreg"))
+    assert "step was 100.0, now 1.0" in message
+    nad_computation.main(arguments(tmp_path / "new", "--dry-run"))
+    assert not (tmp_path / "new").exists()
+
+
 # --- agreement
 
 

@@ -591,12 +591,13 @@ def test_other_settings_on_the_same_folder_are_refused_with_the_differing_keys(
     assert words in message and "max_lr" not in message and (output / "accuracies.csv").read_bytes() == before
 
 
-def test_ranks_share_the_trainings_and_the_rows_are_those_of_one(folder, nads_file):
+@pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_ranks_share_the_trainings_and_the_rows_are_those_of_one(folder, nads_file, ranks):
     options = ["--nads", str(nads_file), "--nad-index", "0,5", "--seeds", "2"]
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(ROOT / "poison_cifar.py")]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
     result = subprocess.run(
-        [sys.executable, *torchrun, *TINY, *options, "--output", "ranks"], timeout=300, capture_output=True, text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        [sys.executable, *torchrun, str(ROOT / "poison_cifar.py"), *TINY, *options, "--output", "ranks"], timeout=300,
+        capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("clean test accuracy, NAD 0: ") == 1 and "over 2 repetitions" in result.stdout
@@ -714,3 +715,29 @@ def test_a_write_that_the_system_refuses_is_one_line_too(folder, nads_file, no_f
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert "File too large" in message and names(Path("run")) == {".lock", "config.json"}
+
+
+# --- The estimate
+
+
+def test_a_dry_run_says_what_there_is_to_do_and_writes_nothing(folder, nads_file, no_figures, capsys):
+    start("run", nads_file, "--nad-index", "3", "--seeds", 2)
+    before = {path: path.read_bytes() for path in Path("run").iterdir()}
+    options = [*TINY, "--nads", str(nads_file), "--output", "run", "--seeds", "2"]
+    capsys.readouterr()
+    main([*options, "--nad-index", "3,5,7", "--dry-run"])
+    printed = capsys.readouterr().out
+    assert printed.startswith("6 trainings, 2 of them done; 4 to do on 1 rank\n")
+    assert "estimated time here: 0:0" in printed
+    assert {path: path.read_bytes() for path in Path("run").iterdir()} == before
+    # LogReg: 2·3·1024·3 operations an image; three passes of 3 epochs over 24 images, and two tests of 18 an epoch
+    flops = 2 * 3 * 1024 * 3
+    assert f"operations: {flops * (3 * 3 * 24 + 3 * 2 * 18):.2e} each" in printed
+    assert "epsilon was 0.05, now 0.1" in refusal(capsys, *options, "--epsilon", "0.1", "--dry-run")
+
+
+def test_a_dry_run_before_the_download_counts_the_images_of_cifar10(folder, nads_file, capsys):
+    main([*TINY, "--nads", str(nads_file), "--data", "nowhere", "--download", "--output", "run", "--dry-run"])
+    flops = 2 * 3 * 1024 * 10
+    assert f"operations: {flops * (3 * 3 * 50_000 + 3 * 2 * 10_000):.2e} each" in capsys.readouterr().out
+    assert not Path("run").exists() and not Path("nowhere").exists()

@@ -119,7 +119,7 @@ def add_training_arguments(
 
 
 def add_run_arguments(parser: argparse.ArgumentParser, *, output_help: str) -> None:
-    """--seed, --device, --precision, --output."""
+    """--seed, --device, --precision, --output, --dry-run."""
     group = parser.add_argument_group("run")
     group.add_argument("--seed", type=natural, default=0, help="of everything random")
     group.add_argument(
@@ -132,6 +132,7 @@ def add_run_arguments(parser: argparse.ArgumentParser, *, output_help: str) -> N
         "--precision", choices=PRECISIONS, default="fp32", help="tf32 and bf16 are variants of the recipe"
     )
     group.add_argument("--output", type=Path, help=output_help)
+    group.add_argument("--dry-run", action="store_true", help="print what there is to do and how long it takes; stop")
 
 
 def check_precision(args: argparse.Namespace) -> None:

@@ -15,9 +15,11 @@ from typing import Any, TypeVar
 import torch
 from torch import distributed as dist
 from torch import multiprocessing as mp
+from tqdm import tqdm
 
 Item = TypeVar("Item")
 
+PEER_LOST = 3  # exit code of a rank that waits for one that has ended
 SMALL_MODEL_FLOPS = 20_000_000  # a forward pass of one image; LeNet has 0.8 million, VGG-11 306 million
 
 
@@ -39,7 +41,18 @@ def share(items: Sequence[Item]) -> Sequence[Item]:
 def barrier() -> None:
     """Wait until all ranks are here."""
     if dist.is_initialized():
-        dist.barrier()
+        with _one_line_if_a_rank_is_lost():
+            dist.barrier()
+
+
+@contextlib.contextmanager
+def _one_line_if_a_rank_is_lost() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError:  # gloo: the connection is closed
+        if "RANK" in os.environ:
+            print(f"\nrank {rank()}: another rank has ended; the same command continues", file=sys.stderr)
+        raise SystemExit(PEER_LOST) from None  # ranks that the script started: the script says it
 
 
 @contextlib.contextmanager
@@ -65,7 +78,8 @@ def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
     """The sum of the ranks' CPU tensors, on all of them."""
     if dist.is_initialized():
         tensor = tensor.clone()
-        dist.all_reduce(tensor)
+        with _one_line_if_a_rank_is_lost():
+            dist.all_reduce(tensor)
     return tensor
 
 
@@ -112,11 +126,9 @@ def launch(function: Callable[..., Any], *args: Any, device: torch.device, model
             try:
                 mp.spawn(_spawned, (function, args, meeting_point, num_cores()), nprocs=num_cores())
             except mp.ProcessExitedException as error:
-                if error.signal_name is not None:
-                    print(
-                        f"a rank was ended by {error.signal_name}: the same command continues",
-                        file=sys.stderr,
-                    )
+                if error.signal_name is not None or error.exit_code == PEER_LOST:
+                    name = error.signal_name or "a signal"
+                    print(f"\na rank was ended by {name}: the same command continues", file=sys.stderr)
                 raise SystemExit(error.exit_code if error.exit_code > 0 else 1) from None
     else:
         torch.set_num_threads(1 if small and device.type == "cpu" else num_cores())
@@ -125,6 +137,7 @@ def launch(function: Callable[..., Any], *args: Any, device: torch.device, model
 
 def _spawned(rank: int, function: Callable[..., Any], args: tuple, meeting_point: str, size: int) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    tqdm.set_lock(threading.RLock())  # its lock between processes would be left behind by a rank that is killed
     _enter(function, args, 1, meeting_point, (rank, size))
 
 

@@ -99,7 +99,9 @@ def open_run(folder: Path, settings: dict[str, Any]) -> Iterator[Path]:
                 _lock(stack.enter_context(open(folder / ".lock", "w")), folder)
                 for temporary in folder.glob(".*.tmp"):  # of a command that was killed while it wrote
                     temporary.unlink()
-                _check_settings(folder / "config.json", json.loads(json.dumps(settings)))
+                check_settings(folder, settings)
+                if not (folder / "config.json").exists():
+                    save_json(folder / "config.json", {"settings": settings, "environment": environment()})
         yield folder
 
 
@@ -110,10 +112,16 @@ def _lock(file: io.TextIOBase, folder: Path) -> None:
         raise ValueError(f"{folder} is in use by another process: wait for it, or choose another folder") from None
 
 
-def _check_settings(path: Path, settings: dict[str, Any]) -> None:
+def check_settings(folder: Path, settings: dict[str, Any]) -> None:
+    """Refuse a folder that holds a run with other settings.
+
+    Raises:
+        ValueError: it names the settings that differ, or says that the file with them cannot be read.
+    """
+    path = folder / "config.json"
     if not path.exists():
-        save_json(path, {"settings": settings, "environment": environment()})
         return
+    settings = json.loads(json.dumps(settings))
     try:
         before = json.loads(path.read_text())["settings"]
     except (ValueError, KeyError, TypeError):

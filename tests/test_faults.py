@@ -1,0 +1,115 @@
+"""What happens to the three scripts when processes die: one line, nothing lost, and in the end the same numbers."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.tiny_images import write_folder
+from utils import distributed, runs
+
+ROOT = Path(__file__).resolve().parents[1]
+RECIPE = ["--batch-size", "16", "--device", "cpu"]
+COMMANDS = {
+    "directional_bias": [
+        "--arch", "logreg", "--image-size", "8", "--num-train", "600", "--num-test", "200", "--epochs", "8",
+        "--seeds", "3", *RECIPE,
+    ],
+    "nad_computation": ["--arch", "lenet", "--num-networks", "60", "--device", "cpu"],
+    "poison_cifar": ["--arch", "lenet", "--nad-index", "0:6", "--epochs", "6", "--data", "images", *RECIPE],
+}  # fmt: skip
+RESULTS = {"directional_bias": "accuracies.csv", "nad_computation": "LeNet_NADs.npy", "poison_cifar": "accuracies.csv"}
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(distributed.num_cores() < 2, reason="needs 2 cores, for a rank each"),
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with images of two classes, and in it what each script gives when nothing happens to it."""
+    folder = tmp_path_factory.mktemp("faults")
+    write_folder(folder / "images", train=40, test=40)
+    for script in COMMANDS:
+        with start(folder, script, f"{script}-whole") as process:
+            _, errors = process.communicate(timeout=600)
+        assert process.returncode == 0, errors
+    return folder
+
+
+def start(folder, script, output):
+    """The script with its ranks, one a core."""
+    path = ["--checkpoints" if script == "nad_computation" else "--output", output]
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / f"{script}.py"), *COMMANDS[script], *path], cwd=folder, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | {"PYTHONUNBUFFERED": "1"},
+    )  # fmt: skip
+
+
+def ranks_of(process):
+    """The process numbers of the ranks that a script has started."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return [int(child) for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+
+
+def result(folder, script, output):
+    """The numbers that a run ended with, without its timings."""
+    path = folder / output / RESULTS[script]
+    if path.suffix == ".npy":
+        return np.load(path, allow_pickle=False).tolist()
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in runs.read_rows(path)]
+
+
+def wait_until(condition, process=None):
+    until = time.monotonic() + 300
+    while not condition():
+        assert time.monotonic() < until and (process is None or process.poll() is None)
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("script", COMMANDS)
+def test_a_rank_that_dies_ends_the_run_in_one_line_and_it_resumes(folder, script):
+    output = f"{script}-rank"
+    with start(folder, script, output) as process:
+        wait_until(lambda: len(ranks_of(process)) == distributed.num_cores(), process)
+        wait_until(lambda: (folder / output / "config.json").exists(), process)
+        time.sleep(1)
+        os.kill(ranks_of(process)[-1], signal.SIGKILL)
+        _, errors = process.communicate(timeout=300)
+    lines = [line.rpartition("\r")[2] for line in errors.splitlines()]
+    said = [line for line in lines if line.strip() and "it/s" not in line and "s/it" not in line and "?it" not in line]
+    assert process.returncode == 1 or process.returncode == distributed.PEER_LOST
+    assert len(said) == 1 and said[0].startswith("a rank was ended by"), errors
+    with start(folder, script, output) as process:
+        assert process.wait(timeout=600) == 0
+    assert result(folder, script, output) == result(folder, script, f"{script}-whole")
+
+
+@pytest.mark.parametrize("script", COMMANDS)
+def test_runs_killed_at_random_moments_end_with_the_same_numbers(folder, script):
+    output = f"{script}-killed"
+    moments = random.Random(script)
+    for _ in range(3):
+        with start(folder, script, output) as process:
+            ranks = []
+            until = time.monotonic() + moments.uniform(2, 6)
+            while time.monotonic() < until and process.poll() is None:
+                ranks = ranks_of(process) or ranks
+                time.sleep(0.02)
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+        for rank in ranks:  # they notice, and end
+            wait_until(lambda rank=rank: not Path(f"/proc/{rank}").exists())
+        assert not [file for file in (folder / output).glob("*") if file.stat().st_size == 0 and file.name != ".lock"]
+    with start(folder, script, output) as process:
+        _, errors = process.communicate(timeout=600)
+    assert process.returncode == 0, errors
+    assert result(folder, script, output) == result(folder, script, f"{script}-whole")
+    assert not list((folder / output).glob(".*.tmp"))
