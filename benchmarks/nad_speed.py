@@ -11,17 +11,18 @@ as well as one network's marginal C_n does; in the Frobenius norm, and after whi
 the same. Its product with the ratio in seconds is the ratio in time to equal fidelity.
 """
 
-import multiprocessing
-import resource
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.measuring import in_a_process, peak_memory
 from benchmarks.plain import gradient_plainly
 from models import build_model, paper_name
 from nad_computation import ROOT, draw_network, draw_point, how_to_evaluate, split_last_linear
@@ -31,28 +32,26 @@ from utils.directions import load_array, load_nads
 from utils.operations import forward_flops
 
 SEED = 1  # not that of the shipped arrays: C and the networks here are independent
+PLAIN_PIXELS = {"densenet121": 128}  # all 1,024 with their graph take some 50 GB
 DRAWS = 200  # last layers drawn for each trunk, to average over g
 
 
-def peak_memory(device: torch.device) -> float:
-    """Largest memory in use so far, in GB: of this process, or on its GPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e9
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-
-
-def plain_network(arch: str, device: torch.device, queue) -> None:
-    """Seconds and peak memory of one network the plain way."""
+def plain_network(arch: str, device: torch.device) -> tuple[float, float]:
+    """Seconds and peak memory (GB) of one network the plain way; of some of its pixels where all do not fit."""
     point = draw_point("normal", seed=SEED).to(device)
+    pixels = PLAIN_PIXELS.get(arch, point.numel())
     start = time.perf_counter()
     model = build_model(arch, 1, 1).eval().to(device)
-    gradient_plainly(model, point).cpu()
-    queue.put((time.perf_counter() - start, peak_memory(device)))
+    gradient_plainly(model, point, pixels=pixels).cpu()
+    return (time.perf_counter() - start) * point.numel() / pixels, peak_memory(device)
 
 
-def marginal_networks(arch: str, device: torch.device, networks: int, threads: int, queue) -> None:
+def marginal_networks(
+    arch: str, device: torch.device, networks: int, threads: int
+) -> tuple[float, float, list[np.ndarray]]:
     """Seconds a network and peak memory here, and the differences (F, D) of each, scaled by the weights' std."""
     torch.set_num_threads(threads)
+    distributed.keep_freed_memory()
     point = draw_point("normal", seed=SEED).to(device)
     evaluation = how_to_evaluate(draw_network(arch, 0, seed=SEED, device=device), point)
     rows, seconds = [], []
@@ -62,7 +61,34 @@ def marginal_networks(arch: str, device: torch.device, networks: int, threads: i
         delta = central_differences(trunk, point, **evaluation).cpu()
         seconds.append(time.perf_counter() - start)
         rows.append(delta.double().numpy() / (3 * layer.in_features) ** 0.5)
-    queue.put((float(np.median(seconds)), peak_memory(device), rows))
+    return float(np.median(seconds)), peak_memory(device), rows
+
+
+def operations_done(arch: str) -> int:
+    """Operations of a network as it is evaluated here on a CPU."""
+    point = draw_point("normal", seed=SEED)
+    network = draw_network(arch, 0, seed=SEED)
+    evaluation = how_to_evaluate(network, point)
+    with FlopCounterMode(display=False) as counter:
+        central_differences(network, point, **evaluation)
+    return counter.get_total_flops()
+
+
+def measure(arch: str, *, networks: int, device: torch.device) -> dict[str, Any]:
+    """Seconds a network and peak memory (GB, a process) of both ways, and the differences of the networks here.
+
+    The plain way runs before and after: the speed of a machine that is shared varies.
+    """
+    small = forward_flops(build_model(arch, 1, 1), (1, 32, 32)) < distributed.SMALL_MODEL_FLOPS
+    at_once = distributed.num_cores() if small and device.type == "cpu" else 1  # as nad_computation.py does
+    threads = 1 if at_once > 1 else distributed.num_cores()
+    before, plain_memory = in_a_process(plain_network, arch, device)
+    seconds, memory, rows = in_a_process(marginal_networks, arch, device, networks, threads)
+    after, _ = in_a_process(plain_network, arch, device)
+    return {
+        "plain": (before + after) / 2, "here": seconds / at_once, "at_once": at_once, "plain_memory": plain_memory,
+        "memory": memory, "rows": rows,
+    }  # fmt: skip
 
 
 def variance_reduction(rows: list[np.ndarray], squared_norm: float | None = None) -> float:
@@ -84,17 +110,6 @@ def variance_reduction(rows: list[np.ndarray], squared_norm: float | None = None
     return float((np.mean(fourth) - squared_norm) / (own - squared_norm))
 
 
-def in_a_process(function, *args):
-    """Run the function in a process of its own, whose peak memory is its alone; return what it puts in the queue."""
-    context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    process = context.Process(target=function, args=(*args, queue))
-    process.start()
-    result = queue.get()
-    process.join()
-    return result
-
-
 def main(argv: list[str] | None = None) -> None:
     """Measure and print."""
     parser = cli.ArgumentParser(__doc__)
@@ -103,24 +118,18 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--device", type=cli.device, default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args(argv)
 
-    small = forward_flops(build_model(args.arch, 1, 1), (1, 32, 32)) < distributed.SMALL_MODEL_FLOPS
-    cores = distributed.num_cores()
-    at_once = cores if small and args.device.type == "cpu" else 1  # as nad_computation.py does
-    threads = 1 if at_once > 1 else cores
-    # The plain way before and after: the speed of a machine that is shared varies.
-    before, plain_memory = in_a_process(plain_network, args.arch, args.device)
-    seconds, memory, rows = in_a_process(marginal_networks, args.arch, args.device, args.networks, threads)
-    after, _ = in_a_process(plain_network, args.arch, args.device)
-    plain_seconds, seconds = (before + after) / 2, seconds / at_once
+    found = measure(args.arch, networks=args.networks, device=args.device)
+    rows = found["rows"]
     name = ROOT / "NADs" / paper_name(args.arch)
     nads = load_nads(f"{name}_NADs.npy", 1024).double().numpy()
     scale = load_array(f"{name}_eigenvals.npy") / 9999**0.5  # standard deviations along the NADs
     frobenius = variance_reduction(rows)
     whitened = variance_reduction([g @ nads.T / scale for g in rows], squared_norm=1024.0)
-    ratio = plain_seconds / seconds
+    ratio = found["plain"] / found["here"]
+    cores = distributed.num_cores()
     print(f"{args.arch}, {args.device}, {cores} cores, torch {torch.__version__}, {args.networks} networks")
-    print(f"plain: {plain_seconds:7.2f} s a network, peak {plain_memory:.1f} GB")
-    print(f"here:  {seconds:7.2f} s a network, peak {memory:.1f} GB a process, {at_once} at once")
+    print(f"plain: {found['plain']:7.3f} s a network, peak {found['plain_memory']:.1f} GB")
+    print(f"here:  {found['here']:7.3f} s a network, peak {found['memory']:.1f} GB, {found['at_once']} at once")
     print(f"ratio in seconds a network: {ratio:.1f}")
     print(f"a marginal network is worth {frobenius:.0f} sampled ones (Frobenius), {whitened:.0f} (whitened)")
     print(f"ratio in time to equal fidelity: {ratio * frobenius:.0f} (Frobenius), {ratio * whitened:.0f} (whitened)")

@@ -54,8 +54,13 @@ def train_plainly(
     return seen
 
 
-def gradient_plainly(model: nn.Module, point: torch.Tensor, step: float = 100.0) -> torch.Tensor:
-    """Central differences of a network of one output: all shifted images in one batch, autograd's graph left on."""
-    shifts = step * torch.eye(point.numel()).view(-1, *point.shape)
+def gradient_plainly(
+    model: nn.Module, point: torch.Tensor, step: float = 100.0, pixels: int | None = None
+) -> torch.Tensor:
+    """Central differences of a network of one output: all shifted images in one batch, autograd's graph left on.
+
+    With `pixels`, only of so many, where the batch of all is too large for the machine.
+    """
+    shifts = step * torch.eye(point.numel(), device=point.device)[:pixels].view(-1, *point.shape)
     up, down = model(point + shifts), model(point - shifts)
     return (up - down).flatten() / (2 * step)

@@ -8,6 +8,7 @@ on random images of the same sizes. On a CPU they train a small network on every
 ways are then counted by trainings finished per second.
 """
 
+import json
 import sys
 import tempfile
 import time
@@ -17,6 +18,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.measuring import in_a_process, peak_memory
 from benchmarks.plain import TextbookLeNet, train_plainly
 from models import build_model, canonical_name
 from utils import cli, distributed
@@ -30,18 +32,30 @@ RECIPES = {
 IMAGES = {"directions": (10_000, 1, 2), "cifar": (50_000, 3, 10)}  # number, channels, classes
 
 
-def make_work(experiment: str, arch: str, num_images: int, device: torch.device):
-    """A fresh network and random images of the experiment's size."""
+def make_work(experiment: str, num_images: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Random images of the experiment's size, and labels."""
     _, channels, classes = IMAGES[experiment]
-    model = build_model(arch, channels, classes).to(device)
     images = torch.randn(num_images, channels, 32, 32, device=device)
-    return model, images, torch.randint(classes, (num_images,), device=device)
+    return images, torch.randint(classes, (num_images,), device=device)
+
+
+def train_the_plain_way(
+    experiment: str, arch: str, num_images: int, epochs: int, device: torch.device
+) -> tuple[float, float]:
+    """Images a second and peak memory."""
+    model = build_model(arch, *IMAGES[experiment][1:])
+    if canonical_name(arch) == "lenet":
+        model = TextbookLeNet(*IMAGES[experiment][1:])
+    images, labels = make_work(experiment, num_images, torch.device("cpu"))
+    start = time.perf_counter()
+    seen = train_plainly(model.to(device), images, labels, epochs=epochs, **RECIPES[experiment])
+    return seen / (time.perf_counter() - start), peak_memory(device)
 
 
 def train_here(experiment: str, arch: str, num_images: int, epochs: int, device: torch.device, folder: Path) -> None:
-    """One training on this rank; images per second go to a file."""
-    model, images, labels = make_work(experiment, arch, num_images, device)
-    model.to(memory_format=torch.channels_last)
+    """One training on this rank; images a second and peak memory go to a file."""
+    model = build_model(arch, *IMAGES[experiment][1:]).to(device, memory_format=torch.channels_last)
+    images, labels = make_work(experiment, num_images, device)
     recipe = dict(RECIPES[experiment])
     optimizer = make_optimizer(model, **{key: recipe.pop(key) for key in ("momentum", "weight_decay")}, max_lr=0.1)
     generator = torch.Generator(device).manual_seed(0)
@@ -52,8 +66,32 @@ def train_here(experiment: str, arch: str, num_images: int, epochs: int, device:
     start = time.perf_counter()
     for epoch in range(epochs):
         train_epoch(model, optimizer, images, labels, epoch=epoch, epochs=epochs, generator=generator, **recipe)
-    seconds = time.perf_counter() - start
-    (folder / str(distributed.rank())).write_text(str(epochs * num_images / seconds))
+    found = [epochs * num_images / (time.perf_counter() - start), peak_memory(device)]
+    (folder / str(distributed.rank())).write_text(json.dumps(found))
+
+
+def train_on_all_ranks(experiment: str, arch: str, num_images: int, epochs: int, device: torch.device) -> list:
+    """Images a second and peak memory of each rank, as many as the scripts start."""
+    flops = forward_flops(build_model(arch, *IMAGES[experiment][1:]), (IMAGES[experiment][1], 32, 32))
+    with tempfile.TemporaryDirectory() as folder:
+        work = (experiment, arch, num_images, epochs, device, Path(folder))
+        distributed.launch(train_here, *work, device=device, model_flops=flops)
+        return [json.loads(path.read_text()) for path in Path(folder).iterdir()]
+
+
+def measure(experiment: str, arch: str, *, num_images: int, epochs: int, device: torch.device) -> dict[str, float]:
+    """Images a second and peak memory (GB, a process) of both ways.
+
+    The plain way runs before and after: the speed of a machine that is shared varies.
+    """
+    work = (experiment, arch, num_images, epochs, device)
+    before, memory = in_a_process(train_the_plain_way, *work)
+    ranks = in_a_process(train_on_all_ranks, *work)
+    after, _ = in_a_process(train_the_plain_way, *work)
+    return {
+        "plain": 2 / (1 / before + 1 / after), "here": sum(rate for rate, _ in ranks), "at_once": len(ranks),
+        "plain_memory": memory, "memory": max(memory for _, memory in ranks),
+    }  # fmt: skip
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -67,24 +105,14 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     num_images = args.images or IMAGES[args.experiment][0]
 
-    model, images, labels = make_work(args.experiment, args.arch, num_images, args.device)
-    flops = forward_flops(model, tuple(images.shape[1:]))
-    if canonical_name(args.arch) == "lenet":
-        model = TextbookLeNet(*IMAGES[args.experiment][1:]).to(args.device)
-    start = time.perf_counter()
-    seen = train_plainly(model, images.cpu(), labels.cpu(), epochs=args.epochs, **RECIPES[args.experiment])
-    plain = seen / (time.perf_counter() - start)
-    with tempfile.TemporaryDirectory() as folder:
-        work = (args.experiment, args.arch, num_images, args.epochs, args.device, Path(folder))
-        distributed.launch(train_here, *work, device=args.device, model_flops=flops)
-        rates = [float(path.read_text()) for path in Path(folder).iterdir()]
+    found = measure(args.experiment, args.arch, num_images=num_images, epochs=args.epochs, device=args.device)
     print(f"{args.experiment}, {args.arch}, {args.device}, {distributed.num_cores()} cores, {torch.__version__}")
-    print(f"plain: {plain:8.0f} images/s")
-    print(f"here:  {sum(rates):8.0f} images/s in {len(rates)} trainings at once")
-    print(f"ratio: {sum(rates) / plain:8.2f}")
+    print(f"plain: {found['plain']:8.0f} images/s, peak {found['plain_memory']:.1f} GB")
+    print(f"here:  {found['here']:8.0f} images/s in {found['at_once']} at once, peak {found['memory']:.1f} GB each")
+    print(f"ratio: {found['here'] / found['plain']:8.2f}")
     if args.experiment == "directions":
-        each = 20 * 10_000
-        print(f"seconds a direction (20 epochs of 10,000): plain {each / plain:.1f}, here {each / sum(rates):.1f}")
+        seconds = [20 * 10_000 / found[way] for way in ("plain", "here")]
+        print(f"seconds a direction (20 epochs of 10,000): plain {seconds[0]:.1f}, here {seconds[1]:.1f}")
 
 
 if __name__ == "__main__":
