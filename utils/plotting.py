@@ -159,9 +159,10 @@ def step_figure(sizes: np.ndarray, overlaps: dict[str, np.ndarray], spectra: dic
     with style.context(STYLE):
         figure = new_figure(8.0, 3.3)
         left, right = figure.subplots(1, 2)
-        for label, values in spectra.items():
-            left.plot(values, label=label)
-            right.plot(sizes, overlaps[label], marker="o", markersize=3)
+        for number, (label, values) in enumerate(spectra.items()):
+            dashes = {"linestyle": "-" if number < 4 else "--"}  # the last two may lie upon others
+            left.plot(values, label=label, **dashes)
+            right.plot(sizes, overlaps[label], marker="o", markersize=3, **dashes)
         left.set(yscale="log", xlabel="NAD index", ylabel="singular value")
         left.legend(fontsize=8)
         right.set(xscale="log", ylim=(0, 1.02), xlabel="number of first directions k", ylabel="overlap with step 100")
