@@ -212,12 +212,12 @@ def run(args: Namespace, items: list[tuple[int, ...]], nads: torch.Tensor | None
 
 @cli.one_line_errors
 def estimate(args: Namespace, items: list[tuple[int, ...]], nads: torch.Tensor | None) -> None:
-    """Print what the run would take, and write no result: all ranks measure at once, as they would work."""
+    """Print what the run would take: all ranks measure at once, as they would work. Only decoded images are kept."""
     num_train, num_test, num_classes = 50_000, 10_000, 10  # of CIFAR-10, where it is still to be fetched
     with distributed.first_rank_first():
         runs.check_settings(args.output, settings(args, nads))
         done = {tuple(int(row[key]) for key in row_keys(args)) for row in runs.read_rows(args.output / ROWS)}
-        if not args.download:
+        if not args.download or (args.data / "train").is_dir():
             data = load_data(args)
             num_train, num_test, num_classes = len(data.train_images), len(data.test_images), len(data.classes)
     print_training_estimate(

@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.measuring import in_a_process, peak_memory
+from benchmarks.measuring import in_a_process, in_processes, peak_memory
 from benchmarks.plain import gradient_plainly
 from models import build_model, paper_name
 from nad_computation import ROOT, draw_network, draw_point, how_to_evaluate, split_last_linear
@@ -40,10 +40,12 @@ def plain_network(arch: str, device: torch.device) -> tuple[float, float]:
     """Seconds and peak memory (GB) of one network the plain way; of some of its pixels where all do not fit."""
     point = draw_point("normal", seed=SEED).to(device)
     pixels = PLAIN_PIXELS.get(arch, point.numel())
+    gradient_plainly(build_model(arch, 1, 1).eval().to(device), point, pixels=1)  # the first time is slow
     start = time.perf_counter()
     model = build_model(arch, 1, 1).eval().to(device)
+    built = time.perf_counter() - start
     gradient_plainly(model, point, pixels=pixels).cpu()
-    return (time.perf_counter() - start) * point.numel() / pixels, peak_memory(device)
+    return built + (time.perf_counter() - start - built) * point.numel() / pixels, peak_memory(device)
 
 
 def marginal_networks(
@@ -83,11 +85,11 @@ def measure(arch: str, *, networks: int, device: torch.device) -> dict[str, Any]
     at_once = distributed.num_cores() if small and device.type == "cpu" else 1  # as nad_computation.py does
     threads = 1 if at_once > 1 else distributed.num_cores()
     before, plain_memory = in_a_process(plain_network, arch, device)
-    seconds, memory, rows = in_a_process(marginal_networks, arch, device, networks, threads)
+    ranks = in_processes(at_once, marginal_networks, arch, device, networks, threads)
     after, _ = in_a_process(plain_network, arch, device)
     return {
-        "plain": (before + after) / 2, "here": seconds / at_once, "at_once": at_once, "plain_memory": plain_memory,
-        "memory": memory, "rows": rows,
+        "plain": (before + after) / 2, "here": np.mean([rank[0] for rank in ranks]) / at_once, "at_once": at_once,
+        "plain_memory": plain_memory, "memory": max(rank[1] for rank in ranks), "rows": ranks[0][2],
     }  # fmt: skip
 
 

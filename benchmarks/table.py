@@ -33,7 +33,7 @@ def row(experiment: str, arch: str, device: torch.device, ceiling: float) -> str
     if experiment == "nads":
         found = nad_speed.measure(arch, networks=40 if arch == "lenet" else 3, device=device)
         operations = 2 * 32 * 32 * forward
-        counted = nad_speed.operations_done(arch) if device.type == "cpu" else operations
+        counted = in_a_process(nad_speed.operations_done, arch) if device.type == "cpu" else operations
         rate, unit = counted / found["here"], f"{found['here']:.3g} s a network"
         plain, ratio = f"{found['plain']:.3g} s", found["plain"] / found["here"]
     else:
@@ -42,9 +42,11 @@ def row(experiment: str, arch: str, device: torch.device, ceiling: float) -> str
         counted = operations = 3 * forward
         rate, unit = counted * found["here"], f"{found['here']:,.0f} images/s"
         plain, ratio = f"{found['plain']:,.0f} images/s", found["here"] / found["plain"]
+    pixels = nad_speed.PLAIN_PIXELS.get(arch) if experiment == "nads" else None
+    part = f" of {pixels} pixels" if pixels else ""
     per = f"{operations:.2e}" + (f" ({counted / operations:.0%} done)" if counted < operations else "")
     return (
-        f"| {experiment} | {paper_name(arch)} | {per} | {plain}, {found['plain_memory']:.1f} GB | {unit}, "
+        f"| {experiment} | {paper_name(arch)} | {per} | {plain}, {found['plain_memory']:.1f} GB{part} | {unit}, "
         f"{found['at_once']} × {found['memory']:.1f} GB | {rate / 1e9:,.0f} | {rate / ceiling:.0%} | {ratio:.1f} |"
     )
 

@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -78,15 +79,12 @@ def wait_until(condition, process=None):
 def test_a_rank_that_dies_ends_the_run_in_one_line_and_it_resumes(folder, script):
     output = f"{script}-rank"
     with start(folder, script, output) as process:
-        wait_until(lambda: len(ranks_of(process)) == distributed.num_cores(), process)
         wait_until(lambda: (folder / output / "config.json").exists(), process)
-        time.sleep(1)
         os.kill(ranks_of(process)[-1], signal.SIGKILL)
         _, errors = process.communicate(timeout=300)
     lines = [line.rpartition("\r")[2] for line in errors.splitlines()]
-    said = [line for line in lines if line.strip() and "it/s" not in line and "s/it" not in line and "?it" not in line]
-    assert process.returncode == 1 or process.returncode == distributed.PEER_LOST
-    assert len(said) == 1 and said[0].startswith("a rank was ended by"), errors
+    said = [line for line in lines if line.strip() and not re.search(r"(s/it|it/s|\?it)", line)]
+    assert process.returncode == 1 and said == ["a rank was ended by SIGKILL: the same command continues"], errors
     with start(folder, script, output) as process:
         assert process.wait(timeout=600) == 0
     assert result(folder, script, output) == result(folder, script, f"{script}-whole")
@@ -94,22 +92,22 @@ def test_a_rank_that_dies_ends_the_run_in_one_line_and_it_resumes(folder, script
 
 @pytest.mark.parametrize("script", COMMANDS)
 def test_runs_killed_at_random_moments_end_with_the_same_numbers(folder, script):
-    output = f"{script}-killed"
+    output, at_work = folder / f"{script}-killed", 0
     moments = random.Random(script)
-    for _ in range(3):
-        with start(folder, script, output) as process:
-            ranks = []
-            until = time.monotonic() + moments.uniform(2, 6)
-            while time.monotonic() < until and process.poll() is None:
-                ranks = ranks_of(process) or ranks
-                time.sleep(0.02)
+    for _ in range(4):
+        with start(folder, script, output.name) as process:
+            wait_until(lambda process=process: len(ranks_of(process)) == distributed.num_cores())
+            ranks = ranks_of(process)
+            wait_until(lambda process=process: (output / "config.json").exists() or process.poll() is not None)
+            time.sleep(moments.uniform(0, 2))
             process.send_signal(signal.SIGKILL)
             process.communicate()
         for rank in ranks:  # they notice, and end
             wait_until(lambda rank=rank: not Path(f"/proc/{rank}").exists())
-        assert not [file for file in (folder / output).glob("*") if file.stat().st_size == 0 and file.name != ".lock"]
-    with start(folder, script, output) as process:
+        at_work += any(output.glob("accuracies.csv")) or any(output.glob("part-*.pt"))
+    assert at_work or script == "nad_computation"  # it writes once a minute
+    with start(folder, script, output.name) as process:
         _, errors = process.communicate(timeout=600)
     assert process.returncode == 0, errors
-    assert result(folder, script, output) == result(folder, script, f"{script}-whole")
-    assert not list((folder / output).glob(".*.tmp"))
+    assert result(folder, script, output.name) == result(folder, script, f"{script}-whole")
+    assert not list(output.glob(".*.tmp"))

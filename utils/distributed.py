@@ -8,6 +8,7 @@ import os
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -49,10 +50,14 @@ def barrier() -> None:
 def _one_line_if_a_rank_is_lost() -> Iterator[None]:
     try:
         yield
-    except RuntimeError:  # gloo: the connection is closed
+    except RuntimeError as error:
+        if "onnection" not in str(error):  # gloo: closed, or reset, by the peer
+            raise
         if "RANK" in os.environ:
             print(f"\nrank {rank()}: another rank has ended; the same command continues", file=sys.stderr)
-        raise SystemExit(PEER_LOST) from None  # ranks that the script started: the script says it
+        else:
+            time.sleep(5)  # the script that started the ranks ends this one, once it has seen which was first
+        raise SystemExit(PEER_LOST) from None
 
 
 @contextlib.contextmanager
@@ -126,9 +131,9 @@ def launch(function: Callable[..., Any], *args: Any, device: torch.device, model
             try:
                 mp.spawn(_spawned, (function, args, meeting_point, num_cores()), nprocs=num_cores())
             except mp.ProcessExitedException as error:
-                if error.signal_name is not None or error.exit_code == PEER_LOST:
-                    name = error.signal_name or "a signal"
-                    print(f"\na rank was ended by {name}: the same command continues", file=sys.stderr)
+                if error.signal_name is not None:
+                    message = f"a rank was ended by {error.signal_name}: the same command continues"
+                    print(f"\n{message}", file=sys.stderr)
                 raise SystemExit(error.exit_code if error.exit_code > 0 else 1) from None
     else:
         torch.set_num_threads(1 if small and device.type == "cpu" else num_cores())

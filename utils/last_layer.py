@@ -26,7 +26,7 @@ def split_last_linear(model: nn.Module, point: torch.Tensor) -> tuple[nn.Module,
         module.register_forward_hook(lambda layer, inputs, output: calls.append((layer, inputs[0]))) for module in names
     ]
     with torch.no_grad():
-        model(point[None])
+        model(point[None].clone())
     for hook in hooks:
         hook.remove()
     if not calls or calls[-1][1].ndim != 2 or not ends_network(model, calls[-1][0], point):

@@ -33,7 +33,7 @@ def print_estimate(work: str, *, items: int, done: int, flops_an_item: float, se
         seconds_an_item: seconds that a rank takes for one, while the others work too.
     """
     left, ranks = items - done, distributed.world_size()
-    rounds = -(-left // ranks)  # of the busiest rank
+    rounds = -(-left // ranks)  # if they are shared evenly
     print(
         f"{items} {work}, {done} of them done; {left} to do on {ranks} rank{'s' * (ranks > 1)}\n"
         f"operations: {flops_an_item:.2e} each, {left * flops_an_item:.2e} in all "
