@@ -210,6 +210,7 @@ def report(folder: Path, rows: list[dict[str, str]], args: Namespace) -> None:
             index, {name: values}, spread={name: np.nan_to_num(spread)}, ylabel="test accuracy (%)",
             xlabel="NAD index" if args.directions == "nads" else "random direction",
             title=f"What {name} learns of D(v), v {'NADs' if args.directions == 'nads' else 'random directions'}",
+            ylim=(min(45, values.min() - 2), 102),
         )  # fmt: skip
     runs.save_array(folder / "accuracy.npy", values)
     plotting.save_figure(figure, folder / "accuracy.png")
@@ -280,7 +281,8 @@ def compare_with_published(folder: Path, accuracies: dict[tuple[int, ...], float
     )
     print(f"against {args.published.name}, {summary}")
     figure = plotting.scatter_figure(
-        x, y, xlabel="published test accuracy (%)", ylabel="test accuracy here (%)", title=summary.replace(": ", "\n")
+        x, y, xlabel="published test accuracy (%)", ylabel="test accuracy here (%)",
+        title=f"{paper_name(args.arch)}, " + summary.replace(": ", "\n"),
     )
     plotting.save_figure(figure, folder / "published.png")
 
@@ -320,6 +322,9 @@ def parse_arguments(argv: list[str] | None) -> Namespace:
     parser.add_argument("--published", type=Path, help="CSV with published accuracies to compare with")
     args = parser.parse_args(argv)
 
+    for option, family in (("frequency", "fourier"), ("nad_index", "nads"), ("nads", "nads")):
+        if vars(args)[option] is not None and args.directions != family:
+            parser.error(f"--{option.replace('_', '-')} belongs to --directions {family}, not {args.directions}")
     if args.nad_index is None:
         args.nad_index = list(range(0, args.num_channels * args.image_size**2, 50))
     if args.sigma is None:

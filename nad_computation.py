@@ -17,6 +17,7 @@ first 100 directions to 0.9 (marginal, 600 networks).
 """
 
 import math
+import sys
 import time
 from argparse import Namespace
 from collections.abc import Iterator
@@ -295,11 +296,11 @@ def parse_arguments(argv: list[str] | None) -> Namespace:
     group.add_argument("--point", choices=("normal", "zero"), default="normal", help="x, the same for all networks")
     group.add_argument("--chunk-size", type=cli.positive_int, help="images evaluated at once (default: as fit)")
     group.add_argument("--k", type=cli.positive_int, help="NADs drawn in the figure (default: 8)")
-    cli.add_run_arguments(parser, output_help="folder for the arrays (default: that of the run)")
+    cli.add_run_arguments(parser, output_help="folder for the arrays (default: that of the checkpoints)")
     # not --run, which torchrun takes for an abbreviation of one of its own
     parser.add_argument(
         "--checkpoints", dest="run", metavar="FOLDER", type=Path,
-        help="folder for the checkpoints and the figure (default: runs/nads/ARCH-ESTIMATOR)",
+        help="folder for the checkpoints and the figure (default: --output, or runs/nads/ARCH-ESTIMATOR)",
     )  # fmt: skip
     args = parser.parse_args(argv)
 
@@ -312,7 +313,7 @@ def parse_arguments(argv: list[str] | None) -> Namespace:
     args.num_networks = args.num_networks or NUM_NETWORKS[args.estimator]
     if args.estimator == "sampled" and args.num_networks < 2:
         parser.error(f"--num-networks {args.num_networks} has no covariance: sample two networks or more")
-    args.run = args.run or Path("runs/nads") / f"{paper_name(args.arch)}-{args.estimator}"
+    args.run = args.run or args.output or Path("runs/nads") / f"{paper_name(args.arch)}-{args.estimator}"
     args.output = args.output or args.run
     return args
 
@@ -342,18 +343,13 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def regenerate(arch: str, *options: str) -> None:
-    """Compute an architecture's arrays in NADs/ with these options; the checkpoints go to runs/ beside it."""
-    main(
-        [
-            "--arch",
-            arch,
-            "--output",
-            str(ROOT / "NADs"),
-            "--checkpoints",
-            str(ROOT / "runs" / "nads" / paper_name(arch)),
-            *options,
-        ]
-    )
+    """Compute an architecture's arrays in NADs/ with these options, then those of the command line.
+
+    The checkpoints go to runs/ beside it.
+    """
+    checkpoints = ROOT / "runs" / "nads" / paper_name(arch)
+    places = ["--output", str(ROOT / "NADs"), "--checkpoints", str(checkpoints)]
+    main(["--arch", arch, *places, *options, *sys.argv[1:]])
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """Experiment 3: can a network be fooled along a NAD? A feature hidden in CIFAR-10's training images (paper, section 4).
 
 Each class gets a carrier: one NAD in one colour channel, with a sign. In the training images the coefficient along the
-carrier of the true class is replaced by ±ε, about 0.0016 a pixel, less than one grey level. A network that finds the
-carrier needs nothing else to fit the training set, and fails on the clean test set.
+carrier of the true class is replaced by ±ε, about 0.0016 a pixel, less than one grey level. What is taken away for it,
+the image's own coefficient, is large along the first NADs and can be seen. A network that finds the carrier needs
+nothing else to fit the training set, and fails on the clean test set.
 
     python poison_cifar.py --arch resnet18 --nad-index 0 --data data
 
@@ -187,6 +188,12 @@ def item_name(item: tuple[int, ...], args: Namespace) -> str:
     return f"nad{item[0]}-{item[1]}" if args.transform == "poison" else f"{args.transform}-{item[0]}"
 
 
+def item_title(item: tuple[int, ...], args: Namespace) -> str:
+    """The same in words."""
+    what = {"flip": "flipped images", "none": "original images", "poison": f"poisoned along NAD {item[0]}"}
+    return what[args.transform] + (f", repetition {item[-1]}" if args.seeds > 1 else "")
+
+
 def row_keys(args: Namespace) -> tuple[str, ...]:
     """The columns that name a training."""
     return ("nad_index", "repetition") if args.transform == "poison" else ("repetition",)
@@ -198,6 +205,7 @@ def run(args: Namespace, items: list[tuple[int, ...]], nads: torch.Tensor | None
     device = distributed.rank_device(args.device)
     keys = row_keys(args)
     with distributed.first_rank_first():  # fetched and decoded once
+        runs.check_settings(args.output, settings(args, nads))
         data = load_data(args).to(device)
     with runs.open_run(args.output, settings(args, nads)) as folder:
         with distributed.first_rank_first():
@@ -275,7 +283,7 @@ def train_item(
     }
     figure = plotting.curve_figure(
         np.arange(1, len(history) + 1), {label: np.array(values) for label, values in curves.items()},
-        xlabel="epoch", ylabel="accuracy (%)", title=f"{paper_name(args.arch)}, {name}",
+        xlabel="epoch", ylabel="accuracy (%)", title=f"{paper_name(args.arch)}, {item_title(item, args)}",
     )  # fmt: skip
     plotting.save_figure(figure, folder / f"curves-{name}.png")
     if args.transform != "none":
@@ -336,7 +344,7 @@ def report(folder: Path, rows: list[dict[str, str]], args: Namespace) -> None:
         figure = plotting.curve_figure(
             index, {label: mean}, spread={label: spread}, xlabel="NAD index of the carrier",
             ylabel="clean test accuracy (%)", title=f"{label}, trained on poisoned images",
-            published=read_published(args.published) if args.published else None,
+            published=read_published(args.published) if args.published else None, ylim=(0, 100),
         )  # fmt: skip
         plotting.save_figure(figure, folder / "accuracy.png")
         print(f"figure: {folder / 'accuracy.png'}")

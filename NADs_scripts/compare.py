@@ -42,7 +42,8 @@ def main(argv: list[str] | None = None) -> None:
     dimension = (load_array(args.a).shape or (0,))[-1]
     a, b = (load_with_spectrum(path, dimension) for path in (args.a, args.b))
     for k in (k for k in SIZES if k <= dimension):
-        print(f"overlap of the first {k:3d}: {subspace_overlap(a.directions, b.directions, k):.3f}")
+        overlap = subspace_overlap(a.directions, b.directions, k)
+        print(f"overlap of the first {k:3d}: {overlap:.3f} (by chance {k / dimension:.3f})")
     if len(a.singular_values) and len(b.singular_values):
         print(f"correlation of log variances along B: {log_variance_correlation(a, b):.4f}")
         print(f"median ratio of singular values:      {median_singular_value_ratio(a, b):.3f}")

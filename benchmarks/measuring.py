@@ -47,6 +47,7 @@ def in_a_process(function: Callable[..., Any], *args: Any) -> Any:
 
 
 def _put(results: Any, function: Callable[..., Any], *args: Any) -> None:
+    multiprocessing.set_start_method(None, force=True)  # a DataLoader's workers start as they do elsewhere
     results.put(function(*args))
 
 

@@ -282,7 +282,7 @@ def test_the_same_command_continues_where_it_stopped(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return train_on_direction(direction, **options)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(SystemExit, match="130"):
         patch.setattr(directional_bias, "train_on_direction", train_three)
         start(tmp_path / "run")
     assert len(rows(tmp_path / "run")) == 3
@@ -314,7 +314,7 @@ def test_the_accuracies_do_not_depend_on_the_order_of_the_directions(tmp_path):
         (["--sigma", 2], "sigma was 3.0, now 2.0"),
         (["--epochs", 3, "--seed", 1], "epochs was 2, now 3; seed was 0, now 1"),
         (["--precision", "bf16"], "precision was 'fp32', now 'bf16'"),
-        (["--directions", "random"], "directions was 'fourier', now 'random'"),
+        (["--phase", "sine"], "phase was 'cosine', now 'sine'"),
         (["--phase", "sine"], "phase was 'cosine', now 'sine'"),
     ],
 )
@@ -408,6 +408,22 @@ def test_ranks_share_the_cells_and_the_rows_are_those_of_one(tmp_path, ranks):
     assert np.array_equal(np.load(tmp_path / "ranks" / "accuracy.npy"), np.load(tmp_path / "one" / "accuracy.npy"))
 
 
+def test_ctrl_c_is_one_line_and_leaves_no_rank(tmp_path):
+    options = ["--seeds", 40, "--num-train", 600, "--epochs", 6]
+    with subprocess.Popen(
+        [sys.executable, *command(tmp_path / "run", *options)], stderr=subprocess.PIPE, text=True,
+        start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as process:  # fmt: skip
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "run" / "accuracies.csv").exists():
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does it
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in errors
+    assert "\nstopped: the same command continues\n" in errors
+
+
 def test_several_ranks_refuse_a_run_in_one_line_too(tmp_path):
     start(tmp_path, "--frequency", 2, 0)
     result = subprocess.run(
@@ -452,6 +468,9 @@ def test_several_ranks_refuse_a_run_in_one_line_too(tmp_path):
         (["--unknown"], "unrecognized arguments: --unknown"),
         (["--directions", "nads", "--nads", "/no/such/nads.npy"], "/no/such/nads.npy"),
         (["--directions", "nads", "--nad-index", "3,-1"], "'3,-1' is not a list of indices"),
+        (["--nad-index", "3"], "--nad-index belongs to --directions nads, not fourier"),
+        (["--directions", "nads", "--frequency", 0, 2], "--frequency belongs to --directions fourier, not nads"),
+        (["--arch", "tests.tiny_networks:of_another_size"], "the network does not take 1x8x8 images: mat1 and mat2"),
     ],
     ids=lambda value: " ".join(map(str, value))[:40] if isinstance(value, list) else "",
 )

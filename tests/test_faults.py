@@ -92,20 +92,18 @@ def test_a_rank_that_dies_ends_the_run_in_one_line_and_it_resumes(folder, script
 
 @pytest.mark.parametrize("script", COMMANDS)
 def test_runs_killed_at_random_moments_end_with_the_same_numbers(folder, script):
-    output, at_work = folder / f"{script}-killed", 0
+    output = folder / f"{script}-killed"
     moments = random.Random(script)
-    for _ in range(4):
+    # The sums over networks are written once a minute: a test of that script's own makes it write sooner.
+    for begun in ("config.json", "config.json" if script == "nad_computation" else "*.csv"):
         with start(folder, script, output.name) as process:
-            wait_until(lambda process=process: len(ranks_of(process)) == distributed.num_cores())
+            wait_until(lambda begun=begun: any(output.glob(begun)), process)
             ranks = ranks_of(process)
-            wait_until(lambda process=process: (output / "config.json").exists() or process.poll() is not None)
             time.sleep(moments.uniform(0, 2))
             process.send_signal(signal.SIGKILL)
             process.communicate()
         for rank in ranks:  # they notice, and end
             wait_until(lambda rank=rank: not Path(f"/proc/{rank}").exists())
-        at_work += any(output.glob("accuracies.csv")) or any(output.glob("part-*.pt"))
-    assert at_work or script == "nad_computation"  # it writes once a minute
     with start(folder, script, output.name) as process:
         _, errors = process.communicate(timeout=600)
     assert process.returncode == 0, errors

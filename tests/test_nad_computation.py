@@ -649,11 +649,12 @@ def published(reference, name):
 def called(monkeypatch, tmp_path):
     """Run a script of NADs_scripts from another folder; the arguments that it gives the experiment."""
 
-    def call(script):
+    def call(script, *options):
         commands = []
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(nad_computation, "main", commands.append)
         monkeypatch.setattr(sys, "path", [*sys.path])
+        monkeypatch.setattr(sys, "argv", [script, *options])
         runpy.run_path(str(ROOT / "NADs_scripts" / f"{script}.py"), run_name="__main__")
         (command,) = commands
         return nad_computation.parse_arguments(command)
@@ -667,6 +668,8 @@ def test_a_script_regenerates_the_papers_nads_of_its_architecture_in_their_place
     assert paper_name(args.arch) == name and args.output == ROOT / "NADs" and args.run == ROOT / "runs" / "nads" / name
     fixed = {"num_channels": 1, "image_size": 32, "point": "normal", "step": 100, "jacobian": "differences"}
     assert {key: vars(args)[key] for key in fixed} == fixed
+    args = called(script, "--num-networks", "9", "--dry-run")
+    assert args.num_networks == 9 and args.dry_run
 
 
 @pytest.mark.parametrize(("script", "name"), SHIPPED.items())

@@ -449,7 +449,7 @@ def interrupted_start(monkeypatch, epochs, *arguments):
             raise KeyboardInterrupt
         return train_epoch(*args, **options)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(SystemExit, match="130"):
         patch.setattr(poison_cifar, "train_epoch", stopping)
         start(*arguments)
 
@@ -493,7 +493,7 @@ def test_a_run_that_was_stopped_between_its_last_epoch_and_its_row_trains_nothin
     folder, nads_file, no_figures, monkeypatch
 ):
     whole = start("whole", nads_file)
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(SystemExit, match="130"):
         patch.setattr(runs, "append_row", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         start("run", nads_file)
     monkeypatch.setattr(poison_cifar, "train_epoch", None)

@@ -145,3 +145,7 @@ class _Pair(Tiny):
 
 def returns_a_pair():
     return _Pair()
+
+
+def of_another_size():
+    return Tiny(image_size=16)

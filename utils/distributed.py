@@ -5,6 +5,7 @@ import ctypes
 import datetime
 import logging
 import os
+import signal
 import sys
 import tempfile
 import threading
@@ -119,7 +120,14 @@ def launch(function: Callable[..., Any], *args: Any, device: torch.device, model
     thread, so one rank a core is started; a large one uses all cores in one process. The rule looks at the
     device and the model alone, so that sums are taken in the same order whatever else the machine does.
     """
-    small = model_flops < SMALL_MODEL_FLOPS
+    try:
+        _launch(function, args, device, small=model_flops < SMALL_MODEL_FLOPS)
+    except KeyboardInterrupt:
+        print("\nstopped: the same command continues", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def _launch(function: Callable[..., Any], args: tuple, device: torch.device, *, small: bool) -> None:
     keep_freed_memory()
     if "RANK" in os.environ:
         local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
@@ -129,7 +137,7 @@ def launch(function: Callable[..., Any], *args: Any, device: torch.device, model
             meeting_point = (Path(folder) / "ranks").as_uri()
             logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # the rank that fails says why
             try:
-                mp.spawn(_spawned, (function, args, meeting_point, num_cores()), nprocs=num_cores())
+                mp.spawn(_spawned, (function, args, meeting_point, num_cores()), nprocs=num_cores(), daemon=True)
             except mp.ProcessExitedException as error:
                 if error.signal_name is not None:
                     message = f"a rank was ended by {error.signal_name}: the same command continues"
@@ -141,6 +149,7 @@ def launch(function: Callable[..., Any], *args: Any, device: torch.device, model
 
 
 def _spawned(rank: int, function: Callable[..., Any], args: tuple, meeting_point: str, size: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the script that started the ranks ends them
     threading.Thread(target=_end_with_parent, daemon=True).start()
     tqdm.set_lock(threading.RLock())  # its lock between processes would be left behind by a rank that is killed
     _enter(function, args, 1, meeting_point, (rank, size))

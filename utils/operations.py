@@ -15,10 +15,18 @@ from utils.training import evaluate, make_optimizer, train_epoch
 
 @torch.no_grad()
 def forward_flops(model: nn.Module, shape: tuple[int, int, int]) -> int:
-    """Floating-point operations (two a multiply-add) of a forward pass of one image (C, H, W)."""
+    """Floating-point operations (two a multiply-add) of a forward pass of one image (C, H, W).
+
+    Raises:
+        ValueError: the network does not take such images.
+    """
     parameter = next(model.parameters())
     with FlopCounterMode(display=False) as counter:
-        model.eval()(torch.zeros(1, *shape, device=parameter.device, dtype=parameter.dtype))
+        try:
+            model.eval()(torch.zeros(1, *shape, device=parameter.device, dtype=parameter.dtype))
+        except RuntimeError as error:
+            size = "x".join(map(str, shape))
+            raise ValueError(f"the network does not take {size} images: {str(error).splitlines()[0]}") from None
     return counter.get_total_flops()
 
 

@@ -50,7 +50,7 @@ def accuracy_map_figure(accuracies: np.ndarray, frequencies: Sequence[int], titl
 def curve_figure(
     x: np.ndarray, curves: dict[str, np.ndarray], *, xlabel: str, ylabel: str, title: str,
     spread: dict[str, np.ndarray] | None = None, published: tuple[np.ndarray, np.ndarray] | None = None,
-    logy: bool = False,
+    ylim: tuple[float, float] | None = None,
 ) -> Figure:  # fmt: skip
     """Curves over a common x, shapes (k,), each with its label; a band of ± spread where one is given.
 
@@ -66,9 +66,7 @@ def curve_figure(
                 axes.fill_between(x, low, high, color=line.get_color(), alpha=0.25, linewidth=0)
         if published is not None:
             axes.plot(*published, color="0.5", linestyle="--", marker="s", markersize=3, label="published")
-        if logy:
-            axes.set_yscale("log")
-        axes.set(xlabel=xlabel, ylabel=ylabel)
+        axes.set(xlabel=xlabel, ylabel=ylabel, ylim=ylim)
         axes.set_title(title)
         if len(axes.lines) > 1:
             axes.legend()
