@@ -205,7 +205,7 @@ def run(args: Namespace, items: list[tuple[int, ...]], nads: torch.Tensor | None
     device = distributed.rank_device(args.device)
     keys = row_keys(args)
     with distributed.first_rank_first():  # fetched and decoded once
-        runs.check_settings(args.output, settings(args, nads))
+        runs.check_settings(args.output, settings(args, nads))  # sooner than `open_run`: decoding takes long
         data = load_data(args).to(device)
     with runs.open_run(args.output, settings(args, nads)) as folder:
         with distributed.first_rank_first():
@@ -274,18 +274,8 @@ def train_item(
     )  # fmt: skip
     runs.write_rows(folder / f"history-{name}.csv", history)
     runs.save_checkpoint(folder / f"weights-{name}.pt", model.state_dict())
-    curves = {
-        key.removesuffix("_accuracy").replace("carrying", "test, carrying its label's feature"): [
-            h[key] for h in history
-        ]
-        for key in history[0]
-        if key.endswith("_accuracy")
-    }
-    figure = plotting.curve_figure(
-        np.arange(1, len(history) + 1), {label: np.array(values) for label, values in curves.items()},
-        xlabel="epoch", ylabel="accuracy (%)", title=f"{paper_name(args.arch)}, {item_title(item, args)}",
-    )  # fmt: skip
-    plotting.save_figure(figure, folder / f"curves-{name}.png")
+    title = f"{paper_name(args.arch)}, {item_title(item, args)}"
+    plotting.save_figure(history_figure(history, title), folder / f"curves-{name}.png")
     if args.transform != "none":
         plotting.save_figure(examples_figure(data, nads, item[0], args), folder / f"images-{name}.png")
     last = history[-1]
@@ -294,6 +284,18 @@ def train_item(
     row |= {key: math.nan if diverged else f"{last[key]:.6g}" for key in last if key != "epoch"}
     runs.append_row(folder / ROWS, row | {"seconds": f"{time.perf_counter() - start:.1f}"})
     checkpoint.unlink(missing_ok=True)
+
+
+def history_figure(history: list[dict[str, float]], title: str):
+    """The accuracies of a training over its epochs."""
+    labels = {
+        "train_accuracy": "training images",
+        "test_accuracy": "test images",
+        "carrying_accuracy": "test images with the feature of their label",
+    }
+    curves = {label: np.array([h[key] for h in history]) for key, label in labels.items() if key in history[0]}
+    epochs = np.arange(1, len(history) + 1)
+    return plotting.curve_figure(epochs, curves, xlabel="epoch", ylabel="accuracy (%)", title=title, ylim=(0, 102))
 
 
 def examples_figure(data: cifar.ImageData, nads: torch.Tensor, nad_index: int, args: Namespace):

@@ -4,7 +4,7 @@
 
 Operations are counted from the model (two a multiply-add; training takes three forward passes). The ceiling is what the
 machine reaches on a large matrix product or a large convolution, whichever is faster, in fp32. Both ways of a row are
-measured in one run, each in processes of its own. An hour on 2 cores, most of it the plain way; `--arch` and
+measured in one run, each in processes of its own. Twenty minutes on 2 cores, most of it the plain way; `--arch` and
 `--experiment` make it shorter.
 """
 

@@ -155,7 +155,8 @@ def test_poison_replaces_the_coefficient_on_the_carrier_and_nothing_else(nads, i
     before, after = coefficients(images, nads), coefficients(poisoned, nads)
     for label in range(12):
         nad, channel, sign = carrier(label, index)
-        assert after[label, channel, nad] == pytest.approx(sign * epsilon, abs=5e-7)
+        # float32 rows have unit norm to 1e-7, which an ε above 1 multiplies
+        assert after[label, channel, nad] == pytest.approx(sign * epsilon, abs=5e-7 * max(1, epsilon))
         others = [c for c in range(3) if c != channel]
         assert torch.equal(poisoned[label, others], images[label, others])
         rest = torch.arange(1024) != nad

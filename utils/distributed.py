@@ -49,6 +49,7 @@ def barrier() -> None:
 
 @contextlib.contextmanager
 def _one_line_if_a_rank_is_lost() -> Iterator[None]:
+    """End quietly where the ranks that this one waits for are gone: whoever was first has said why."""
     try:
         yield
     except RuntimeError as error:
