@@ -21,6 +21,9 @@ class LeNet(nn.Module):
         ValueError: the image is too small for the layers.
     """
 
+    # 6 channels do not vectorise; oneDNN's own layout pads them to 16. See `utils.training.logits_of`.
+    takes_mkldnn = True
+
     def __init__(self, num_channels: int = 3, num_classes: int = 10, *, image_size: int = 32, pooling: bool = True):
         super().__init__()
         smallest = 16 if pooling else 9
@@ -39,10 +42,10 @@ class LeNet(nn.Module):
         """Map images (N, C, S, S) to logits (N, num_classes)."""
         # Pooling before the ReLU is the same function (both are monotone) for a quarter of the ReLU's work.
         x = self.conv1(x)  # (N, 6, 28, 28)
-        x = F.relu(F.max_pool2d(x, 2) if self.pooling else x)  # (N, 6, 14, 14)
+        x = F.relu(F.max_pool2d(x, 2, 2) if self.pooling else x)  # (N, 6, 14, 14)
         x = self.conv2(x)  # (N, 16, 10, 10); without pooling (N, 16, 24, 24)
-        x = F.relu(F.max_pool2d(x, 2) if self.pooling else x)  # (N, 16, 5, 5)
-        x = x.flatten(1)  # (N, 400); without pooling (N, 9216)
+        x = F.relu(F.max_pool2d(x, 2, 2) if self.pooling else x)  # (N, 16, 5, 5)
+        x = (x.to_dense() if x.is_mkldnn else x).flatten(1)  # (N, 400); without pooling (N, 9216)
         x = F.relu(self.fc1(x))  # (N, 120)
         x = F.relu(self.fc2(x))  # (N, 84)
         return self.fc3(x)

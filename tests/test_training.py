@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from directional_bias import train_on_direction
-from models import LogReg
+from models import LeNet, LogReg
 from utils.directions import fourier_direction, random_direction
 from utils.linear_data import sample_linear_data
-from utils.training import evaluate, learning_rate, make_optimizer, precision_mode, train, train_epoch
+from utils.training import evaluate, learning_rate, logits_of, make_optimizer, precision_mode, train, train_epoch
 
 SWITCHES = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)
 
@@ -197,6 +197,16 @@ def test_divergence_ends_the_training_and_is_reported_as_nan():
     assert math.isnan(outcome["test_accuracy"]) and math.isnan(outcome["final_loss"])
 
 
+@pytest.mark.parametrize("capability", ["AVX2", "AVX512"])
+def test_a_nan_that_pooling_hides_from_the_loss_is_reported(monkeypatch, capability):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    model = LeNet(1, 2, image_size=18)
+    with torch.no_grad():
+        model.conv1.weight[0, 0, 0, 0] = math.nan
+    history = train(model, torch.randn(8, 1, 18, 18), torch.arange(8) % 2, epochs=3, generator=generator())
+    assert len(history) == 1 and math.isnan(history[0]["loss"])
+
+
 # --- Evaluation
 
 
@@ -227,6 +237,37 @@ def test_evaluation_changes_no_statistics_and_keeps_no_gradients():
     evaluate(model, images, labels)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
+
+
+# --- The layout in memory
+
+
+@pytest.mark.parametrize("pooling", [True, False])
+@pytest.mark.parametrize("num_channels", [1, 3])
+def test_both_layouts_give_the_logits_and_gradients_of_the_definition(monkeypatch, num_channels, pooling):
+    if not torch.backends.mkldnn.is_available():
+        pytest.skip("this build of torch has no oneDNN")
+    torch.manual_seed(0)
+    model = LeNet(num_channels, 2, image_size=18, pooling=pooling).to(memory_format=torch.channels_last)
+    x = torch.randn(5, num_channels, 18, 18)
+    labels = torch.tensor([0, 1, 1, 0, 1])
+    given = []
+    model.register_forward_pre_hook(lambda _, args: given.append(args[0].is_mkldnn))
+
+    def loss_and_gradients(logits):
+        return [loss := F.cross_entropy(logits, labels), *torch.autograd.grad(loss, model.parameters())]
+
+    exact = LeNet(num_channels, 2, image_size=18, pooling=pooling).double()
+    exact.load_state_dict(model.state_dict())
+    loss = F.cross_entropy(exact(x.double()), labels)
+    expected = [loss, *torch.autograd.grad(loss, exact.parameters())]
+    for capability in ("AVX2", "AVX512"):
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda name=capability: name)
+        for found, true in zip(loss_and_gradients(logits_of(model, x)), expected, strict=True):
+            torch.testing.assert_close(found.double(), true, rtol=1e-4, atol=1e-6)
+    with precision_mode("bf16", "cpu"):
+        logits_of(model, x)
+    assert given == [False, True, False]  # under autocast the layout is the ordinary one
 
 
 # --- Precision
