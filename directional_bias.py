@@ -289,10 +289,10 @@ def compare_with_published(folder: Path, accuracies: dict[tuple[int, ...], float
 
 def settings(args: Namespace, nads: torch.Tensor | None) -> dict[str, Any]:
     """What the numbers of a row depend on. Which rows are wanted may change from one command to the next."""
-    wanted = {"frequency", "nad_index", "num_random", "seeds", "device", "output", "published", "dry_run"}
+    wanted = {"frequency", "nad_index", "num_random", "seeds", "output", "published", "dry_run"}
     content = "" if nads is None else runs.digest(nads.numpy().tobytes())
     values = {key: value for key, value in vars(args).items() if key not in wanted}
-    return values | {"arch": canonical_name(args.arch), "nads": content}
+    return values | {"arch": canonical_name(args.arch), "nads": content, "device": args.device.type}
 
 
 def parse_arguments(argv: list[str] | None) -> Namespace:

@@ -243,7 +243,7 @@ def report(drawn: Drawn, num_networks: int, agreement: float, args: Namespace) -
 def settings(args: Namespace) -> dict[str, Any]:
     """What a network's rows depend on. How many are wanted may change from one command to the next."""
     keys = ("arch", "estimator", "num_channels", "image_size", "point", "seed", "step", "jacobian", "precision")
-    return {key: vars(args)[key] for key in keys} | {"arch": canonical_name(args.arch)}
+    return {key: vars(args)[key] for key in keys} | {"arch": canonical_name(args.arch), "device": args.device.type}
 
 
 def how_to_evaluate(network: nn.Module, point: torch.Tensor) -> dict[str, Any]:

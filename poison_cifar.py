@@ -370,6 +370,7 @@ def settings(args: Namespace, nads: torch.Tensor | None) -> dict[str, Any]:
     content = "" if nads is None else runs.digest(nads.numpy().tobytes())
     return {key: vars(args)[key] for key in keys} | {
         "arch": canonical_name(args.arch),
+        "device": args.device.type,  # its random numbers are its own
         "nads": content,
         "data": str(args.data.resolve()),
     }

@@ -315,7 +315,6 @@ def test_the_accuracies_do_not_depend_on_the_order_of_the_directions(tmp_path):
         (["--epochs", 3, "--seed", 1], "epochs was 2, now 3; seed was 0, now 1"),
         (["--precision", "bf16"], "precision was 'fp32', now 'bf16'"),
         (["--phase", "sine"], "phase was 'cosine', now 'sine'"),
-        (["--phase", "sine"], "phase was 'cosine', now 'sine'"),
     ],
 )
 def test_other_settings_on_the_same_folder_are_refused_with_the_differing_keys(tmp_path, capsys, options, words):
@@ -325,6 +324,15 @@ def test_other_settings_on_the_same_folder_are_refused_with_the_differing_keys(t
     message = refusal(capsys, *TINY, "--frequency", 2, 0, *options, "--output", tmp_path)
     assert words in message and "arch" not in message
     assert (tmp_path / "accuracies.csv").read_bytes() == before
+
+
+def test_a_run_of_another_device_whose_random_numbers_are_others_is_refused(tmp_path, capsys):
+    start(tmp_path, "--frequency", 2, 0)
+    config = tmp_path / "config.json"
+    config.write_text(config.read_text().replace('"device": "cpu"', '"device": "cuda"'))
+    capsys.readouterr()
+    message = refusal(capsys, *TINY, "--frequency", 2, 0, "--output", tmp_path)
+    assert "(device was 'cuda', now 'cpu')" in message
 
 
 def test_another_file_of_nads_on_the_same_folder_is_refused_and_a_copy_is_not(tmp_path, nads, capsys):

@@ -45,19 +45,20 @@ def folder(tmp_path_factory):
     return folder
 
 
-def start(folder, script, output):
-    """The script with its ranks, one a core."""
+def start(folder, script, output, *options, launcher=()):
+    """The script with its ranks, one a core, or those of a launcher."""
     path = ["--checkpoints" if script == "nad_computation" else "--output", output]
+    command = [sys.executable, *launcher, str(ROOT / f"{script}.py"), *COMMANDS[script], *path, *options]
     return subprocess.Popen(
-        [sys.executable, str(ROOT / f"{script}.py"), *COMMANDS[script], *path], cwd=folder, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        command, cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
     )  # fmt: skip
 
 
 def ranks_of(process):
-    """The process numbers of the ranks that a script has started."""
+    """The process numbers of the ranks that a script or a launcher has started."""
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    return [int(child) for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+    return [int(child) for child in children if b"resource_tracker" not in Path(f"/proc/{child}/cmdline").read_bytes()]
 
 
 def result(folder, script, output):
@@ -109,3 +110,15 @@ def test_runs_killed_at_random_moments_end_with_the_same_numbers(folder, script)
     assert process.returncode == 0, errors
     assert result(folder, script, output.name) == result(folder, script, f"{script}-whole")
     assert not list(output.glob(".*.tmp"))
+
+
+def test_ranks_end_with_a_torchrun_that_is_killed(folder):
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    with start(folder, "directional_bias", "torchrun", "--epochs", "1000000", launcher=torchrun) as process:
+        wait_until(lambda: (folder / "torchrun" / "config.json").exists(), process)
+        ranks = ranks_of(process)
+        process.kill()
+        process.communicate(timeout=60)  # until nobody holds its output any longer
+    assert len(ranks) == 2
+    for rank in ranks:
+        wait_until(lambda rank=rank: not Path(f"/proc/{rank}").exists())

@@ -362,8 +362,8 @@ def test_the_command_writes_arrays_their_description_and_a_figure(tmp_path, caps
     agreement = round(drawn.agreement(3), 4)
     assert about == {
         "arch": PLAIN, "estimator": "marginal", "num_channels": 1, "image_size": 8, "point": "normal", "seed": 0,
-        "step": 100.0, "jacobian": "differences", "precision": "fp32", "num_networks": 20,
-        "agreement": {"k": 3, "split_half_overlap": agreement}, "weight_variance": 1 / 48,
+        "step": 100.0, "jacobian": "differences", "precision": "fp32", "device": "cpu",
+        "num_networks": 20, "agreement": {"k": 3, "split_half_overlap": agreement}, "weight_variance": 1 / 48,
     }  # fmt: skip
     out = capsys.readouterr().out
     assert f"20 networks; two halves agree to {agreement:.3f} on the first 3 directions" in out
@@ -680,7 +680,7 @@ def test_the_shipped_arrays_are_nads_made_by_their_script(called, script, name):
     rows = nads.directions.astype(np.float64)
     np.testing.assert_allclose(rows @ rows.T, np.eye(1024), atol=1e-5)
     assert (np.diff(nads.singular_values) <= 0).all() and nads.singular_values[-1] >= 0
-    args = called(script)
+    args = called(script, "--device", "cpu")
     expected = nad_computation.settings(args)
     assert {key: about[key] for key in expected} == expected
     if args.until_agreement:
