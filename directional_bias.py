@@ -10,9 +10,7 @@ and chance (50 %) elsewhere, mean 56 %; for LogReg 100 % everywhere. The accurac
 points (standard deviation) from one training to the next.
 """
 
-import csv
 import math
-import time
 from argparse import Namespace
 from collections.abc import Iterable
 from pathlib import Path
@@ -21,7 +19,6 @@ from typing import Any
 import numpy as np
 import torch
 from scipy import stats
-from tqdm import tqdm
 
 from models import build_model, canonical_name, paper_name
 from utils import cli, distributed, plotting, runs, seeding
@@ -40,8 +37,6 @@ from utils.training import evaluate, train
 ROOT = Path(__file__).resolve().parent
 SIGMA = {"fourier": 3.0, "random": 3.0, "nads": 1.0}  # the paper's noise, by the family of directions
 KEYS = {"fourier": ("frequency_y", "frequency_x"), "random": ("random_index",), "nads": ("nad_index",)}
-RECIPE = ("epochs", "batch_size", "max_lr", "momentum", "weight_decay", "clip_norm")
-ROWS = "accuracies.csv"
 
 
 def train_on_direction(
@@ -87,9 +82,14 @@ def train_on_direction(
     diverged = not math.isfinite(last["loss"])
     return {
         "train_accuracy": last["train_accuracy"],
-        "test_accuracy": math.nan if diverged else evaluate(model, *test_set, precision=precision)[1],
+        "test_accuracy": math.nan if diverged else evaluate(model, *test_set, precision=precision),
         "final_loss": math.nan if diverged else last["loss"],
     }
+
+
+def row_keys(family: str) -> tuple[str, ...]:
+    """The columns that name a training: its index in its family, and its repetition."""
+    return (*KEYS[family], "repetition")
 
 
 def make_direction(index: tuple[int, ...], args: Namespace, nads: torch.Tensor | None) -> torch.Tensor:
@@ -124,35 +124,23 @@ def list_indices(args: Namespace) -> list[tuple[int, ...]]:
     return list(dict.fromkeys(canonical_frequency(y, x, size, size) for y, x in frequencies))
 
 
-def row_key(row: dict[str, Any], family: str) -> tuple[int, ...]:
-    """A row's index in its family, and its repetition."""
-    return tuple(int(row[key]) for key in (*KEYS[family], "repetition"))
-
-
 @cli.one_line_errors
 def run(args: Namespace, items: list[tuple[int, ...]], nads: torch.Tensor | None) -> None:
-    """Train on the items (index and repetition) that the run's folder lacks, shared among the ranks; then report."""
+    """Train on the items (index and repetition) that the run's folder lacks, then report."""
     device = distributed.rank_device(args.device)
-    recipe = {key: vars(args)[key] for key in RECIPE}
-    with runs.open_run(args.output, settings(args, nads)) as folder:
-        with distributed.first_rank_first():
-            done = {row_key(row, args.directions) for row in runs.read_rows(folder / ROWS)}
-        mine = distributed.share([item for item in items if item not in done])
-        for *index, repetition in tqdm(mine, desc=f"directions of rank 0, {args.arch}", disable=distributed.rank() > 0):
-            start = time.perf_counter()
-            outcome = train_on_direction(
-                make_direction(tuple(index), args, nads).to(device), arch=args.arch, pooling=not args.no_pooling,
-                num_train=args.num_train, num_test=args.num_test, epsilon=args.epsilon, sigma=args.sigma,
-                seed=seeding.seed_of(args.seed, args.directions, *index, repetition), precision=args.precision,
-                **recipe,
-            )  # fmt: skip
-            row = dict(zip(KEYS[args.directions], index, strict=True)) | {"repetition": repetition}
-            row |= {name: f"{value:.6g}" for name, value in outcome.items()}
-            runs.append_row(folder / ROWS, row | {"seconds": f"{time.perf_counter() - start:.2f}"})
-        distributed.barrier()
-        if distributed.rank() == 0:
-            rows = runs.sort_rows(folder / ROWS, key=lambda row: row_key(row, args.directions))
-            report(folder, rows, args)
+
+    def train_item(item: tuple[int, ...]) -> dict[str, float]:
+        return train_on_direction(
+            make_direction(item[:-1], args, nads).to(device), arch=args.arch, pooling=not args.no_pooling,
+            num_train=args.num_train, num_test=args.num_test, epsilon=args.epsilon, sigma=args.sigma,
+            seed=seeding.seed_of(args.seed, args.directions, *item), precision=args.precision,
+            **{key: vars(args)[key] for key in cli.RECIPE},
+        )  # fmt: skip
+
+    runs.finish(
+        args.output, settings(args, nads), row_keys(args.directions), items, train_item,
+        lambda rows: report(rows, args), what=f"directions, {args.arch},",
+    )  # fmt: skip
 
 
 @cli.one_line_errors
@@ -160,7 +148,7 @@ def estimate(args: Namespace, items: list[tuple[int, ...]], nads: torch.Tensor |
     """Print what the run would take, and write nothing: all ranks measure at once, as they would work."""
     with distributed.first_rank_first():
         runs.check_settings(args.output, settings(args, nads))
-        done = {row_key(row, args.directions) for row in runs.read_rows(args.output / ROWS)}
+        done = runs.done_items(args.output, row_keys(args.directions))
     print_training_estimate(
         build_model(args.arch, args.num_channels, 2, args.image_size, not args.no_pooling),
         (args.num_channels, args.image_size, args.image_size), 2, items=len(items), done=len(done.intersection(items)),
@@ -169,34 +157,18 @@ def estimate(args: Namespace, items: list[tuple[int, ...]], nads: torch.Tensor |
     )  # fmt: skip
 
 
-def mean_and_spread(rows: list[dict[str, str]], family: str) -> dict[tuple[int, ...], tuple[float, float]]:
-    """Test accuracy of each direction over its repetitions that did not diverge: mean, standard deviation."""
-    values: dict[tuple[int, ...], list[float]] = {}
-    for row in rows:
-        values.setdefault(row_key(row, family)[:-1], []).append(float(row["test_accuracy"]))
-    finite = {index: [value for value in group if math.isfinite(value)] for index, group in values.items()}
-    return {
-        index: (float(np.mean(group)), float(np.std(group, ddof=1)) if len(group) > 1 else math.nan)
-        for index, group in finite.items()
-        if group
-    }
-
-
 def accuracy_map(accuracies: dict[tuple[int, ...], float], frequencies: list[int], size: int) -> np.ndarray:
     """Accuracy over k_y (rows) and k_x (columns) in the order of `frequencies`; nan where there is none."""
     grid = [[accuracies.get(canonical_frequency(y, x, size, size), math.nan) for x in frequencies] for y in frequencies]
     return np.array(grid)
 
 
-def report(folder: Path, rows: list[dict[str, str]], args: Namespace) -> None:
+def report(rows: list[dict[str, str]], args: Namespace) -> None:
     """Print what was found, save the map or the curve, and draw it."""
+    folder = args.output
     name = paper_name(args.arch) + (" without pooling" if args.no_pooling else "")
-    diverged = [row_key(row, args.directions) for row in rows if row["test_accuracy"] == "nan"]
-    if diverged:
-        print(f"{len(diverged)} of {len(rows)} trainings diverged and are left out (index, repetition): {diverged}")
-    results = mean_and_spread(rows, args.directions)
-    if not results:
-        raise ValueError(f"no training in {folder} ended with a finite loss: try a smaller --max-lr than {args.max_lr}")
+    runs.print_diverged(rows, row_keys(args.directions), args.max_lr)
+    results = runs.mean_and_spread(rows, KEYS[args.directions])
     accuracies = {index: mean for index, (mean, _) in results.items()}
     if args.directions == "fourier":
         step = 2 if all(y % 2 == 0 and x % 2 == 0 for y, x in accuracies) else 1
@@ -223,24 +195,13 @@ def report(folder: Path, rows: list[dict[str, str]], args: Namespace) -> None:
     if spreads:
         print(f"standard deviation over repetitions: {np.mean(spreads):.2f} points, the mean over directions")
     if args.published:
-        compare_with_published(folder, accuracies, args)
-    print(f"figure: {folder / 'accuracy.png'}\nrows: {folder / ROWS}")
+        compare_with_published(accuracies, args)
+    print(f"figure: {folder / 'accuracy.png'}\nrows: {folder / runs.ROWS}")
 
 
 def read_published(args: Namespace) -> list[tuple[tuple[int, ...], float]]:
     """The accuracies of this architecture in the --published CSV file, each after its index in the family."""
-    keys, column = KEYS[args.directions], canonical_name(args.arch)
-    try:
-        rows = list(csv.DictReader(args.published.read_text().splitlines()))
-        found = [(tuple(int(row[key]) for key in keys), float(row[column])) for row in rows if row[column]]
-        if not found:
-            raise ValueError("it has none")
-        return found
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{args.published} is not a CSV file with numbers in columns {', '.join((*keys, column))} "
-            f"({type(error).__name__}: {error})"
-        ) from None
+    return runs.read_published(args.published, KEYS[args.directions], canonical_name(args.arch))
 
 
 def average_equivalent(
@@ -260,7 +221,7 @@ def experiment(index: tuple[int, ...], args: Namespace) -> tuple[int, ...]:
     return min(canonical_frequency(y, index[1], args.image_size, args.image_size) for y in (index[0], -index[0]))
 
 
-def compare_with_published(folder: Path, accuracies: dict[tuple[int, ...], float], args: Namespace) -> None:
+def compare_with_published(accuracies: dict[tuple[int, ...], float], args: Namespace) -> None:
     """Print how the accuracies agree with those of a published CSV file, and draw one against the other.
 
     Every published row (a cell of the map, a NAD) that was measured counts, each side averaged over the cells that are
@@ -271,7 +232,7 @@ def compare_with_published(folder: Path, accuracies: dict[tuple[int, ...], float
     theirs = average_equivalent(published, args)
     both = [name for name in (experiment(index, args) for index, _ in published) if name in ours]
     if len(set(both)) < 3:
-        raise ValueError(f"{args.published} has {len(set(both))} of these directions: at least 3 are needed to compare")
+        return print(f"{args.published} has {len(set(both))} of these directions: at least 3 are needed to compare")
     x, y = (np.array([side[name] for name in both]) for side in (theirs, ours))
     vary = np.ptp(x) > 0 and np.ptp(y) > 0  # a flat map, like LogReg's, correlates with nothing
     pearson, spearman = (np.corrcoef(x, y)[0, 1], stats.spearmanr(x, y)[0]) if vary else (math.nan, math.nan)
@@ -284,7 +245,7 @@ def compare_with_published(folder: Path, accuracies: dict[tuple[int, ...], float
         x, y, xlabel="published test accuracy (%)", ylabel="test accuracy here (%)",
         title=f"{paper_name(args.arch)}, " + summary.replace(": ", "\n"),
     )
-    plotting.save_figure(figure, folder / "published.png")
+    plotting.save_figure(figure, args.output / "published.png")
 
 
 def settings(args: Namespace, nads: torch.Tensor | None) -> dict[str, Any]:

@@ -172,10 +172,12 @@ def run(args: Namespace, evaluation: dict[str, Any]) -> None:
                 save_part(own, mine)  # before waiting for the other ranks
                 drawn = sum_of_all(mine, left_over)
                 num_networks = sum(half.num_networks for half in drawn.halves)
-                enough = min(half.num_networks for half in drawn.halves) > 1
-                agreement = drawn.agreement(args.agreement_k) if enough else math.nan
                 if num_networks > count:
                     continue  # an earlier command went further: look again where it stopped
+                agreement = math.nan
+                if min(half.num_networks for half in drawn.halves) > 1:
+                    found = drawn.agreement(args.agreement_k) if rank == 0 else 0.0
+                    agreement = float(distributed.sum_over_ranks(torch.tensor(found)))  # rank 0 decides for all
                 bar.set_postfix(networks=num_networks, agreement=f"{agreement:.3f}")
                 if args.until_agreement and agreement >= args.until_agreement:
                     break
@@ -247,7 +249,7 @@ def settings(args: Namespace) -> dict[str, Any]:
 
 
 def how_to_evaluate(network: nn.Module, point: torch.Tensor) -> dict[str, Any]:
-    """The chunk_size and local of `central_differences` for a network, by it and its device alone.
+    """The chunk_size and local of `central_differences` for a network, by it and its device.
 
     On a CPU, a chunk's largest activation takes at most 32 MB (measured: the caches like no more), and only what a
     pixel changes is evaluated, where that gives the same and saves work. On a GPU, a chunk takes a quarter of the free
@@ -323,19 +325,20 @@ def main(argv: list[str] | None = None) -> None:
     """Check the arguments and one network, then draw them all."""
     args = parse_arguments(argv)
     cli.check_precision(args)
-    point = make_point(args)
+    device = distributed.rank_device(args.device)
+    point = make_point(args).to(device)
     shape = {"num_channels": args.num_channels, "image_size": args.image_size}
-    network = draw_network(args.arch, 0, seed=args.seed, **shape, device=args.device)
+    network = draw_network(args.arch, 0, seed=args.seed, **shape, device=device)
     flops = forward_flops(network, tuple(point.shape))
     with torch.no_grad():
-        output = network(point.to(args.device)[None].clone())
+        output = network(point[None].clone())
     if not isinstance(output, torch.Tensor) or not output.isfinite().all():
         raise ValueError(f"the output of {args.arch} is not a finite tensor at initialisation")
-    evaluation = how_to_evaluate(network, point.to(args.device))
+    evaluation = how_to_evaluate(network, point)
     if args.chunk_size:
         evaluation["chunk_size"] = args.chunk_size
     if args.estimator == "marginal":
-        split_last_linear(network, point.to(args.device))
+        split_last_linear(network, point)
     else:
         check_one_output(args.arch, output.numel())
     work = estimate if args.dry_run else run

@@ -12,9 +12,7 @@ With --transform flip all images are instead rewritten in the NAD basis in rever
 best holds what it needs least: ResNet-18 falls from 89 to 58 %, LeNet from 69 to 48.
 """
 
-import csv
 import math
-import time
 from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
@@ -23,17 +21,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from models import build_model, canonical_name, paper_name
 from utils import cifar, cli, distributed, plotting, runs, seeding
 from utils.directions import load_nads
 from utils.operations import forward_flops, print_training_estimate
-from utils.training import evaluate, make_optimizer, train_epoch
+from utils.training import train
 
 ROOT = Path(__file__).resolve().parent
-RECIPE = ("epochs", "batch_size", "max_lr", "momentum", "weight_decay", "clip_norm")
-ROWS = "accuracies.csv"
 
 
 def carrier(label: int, nad_index: int) -> tuple[int, int, int]:
@@ -105,8 +100,8 @@ def prepare(
 def train_and_test(
     images: dict[str, torch.Tensor], train_labels: torch.Tensor, test_labels: torch.Tensor, *, arch: str = "resnet18",
     num_classes: int = 10, seed: int = 0, precision: str = "fp32", augment: str = "none",
-    checkpoint: Path | None = None, epochs: int = 50, batch_size: int = 128, max_lr: float = 0.21,
-    momentum: float = 0.9, weight_decay: float = 5e-4, clip_norm: float = 0.5,
+    checkpoint: Path | None = None, epochs: int = 50, max_lr: float = 0.21, momentum: float = 0.9,
+    weight_decay: float = 5e-4, **recipe: Any,
 ) -> tuple[nn.Module, list[dict[str, float]]]:  # fmt: skip
     """Train a network by the paper's recipe, and test it after each epoch.
 
@@ -120,72 +115,37 @@ def train_and_test(
         precision: of the arithmetic, see `utils.training.precision_mode`.
         augment: "none", or "flip-crop" for mirrored and shifted training images.
         checkpoint: file that is written after each epoch, and continued from where it is there.
-        epochs: passes over the training set; the rest of the recipe is explained at `utils.training.train_epoch`.
-        batch_size: samples a step.
+        epochs: passes over the training set.
         max_lr: learning rate at the start, falling linearly to 0.
         momentum: of SGD.
         weight_decay: of SGD.
-        clip_norm: bound on the norm of the gradient.
+        recipe: batch_size and clip_norm of `utils.training.train`.
 
     Returns:
         The network, and the history: a dict an epoch with epoch, loss, train_accuracy, test_accuracy and, for poisoned
         images, carrying_accuracy (%). If training diverges, the history ends with the epoch whose loss is not finite.
     """
     device = images["train"].device
+    tests = {name: (images[name], test_labels) for name in images if name != "train"}
     with seeding.default_generator(device, seed, "network"):
-        model = build_model(arch, 3, num_classes).to(device, memory_format=torch.channels_last)
-        optimizer = make_optimizer(model, max_lr=max_lr, momentum=momentum, weight_decay=weight_decay)
-        order = seeding.generator(device, seed, "order")
-        history = load_epochs(checkpoint, model, optimizer, order) if checkpoint else []
-        for epoch in range(len(history), epochs):
-            if history and not math.isfinite(history[-1]["loss"]):
-                break
-            loss, accuracy = train_epoch(
-                model, optimizer, images["train"], train_labels, epoch=epoch, epochs=epochs, batch_size=batch_size,
-                max_lr=max_lr, clip_norm=clip_norm, generator=order, precision=precision,
-                augment=cifar.flip_and_crop if augment == "flip-crop" else None,
-            )  # fmt: skip
-            history.append({"epoch": epoch, "loss": loss, "train_accuracy": accuracy})
-            for name in [name for name in images if name != "train"]:
-                history[-1][f"{name}_accuracy"] = evaluate(model, images[name], test_labels, precision=precision)[1]
-            if checkpoint:
-                save_epochs(checkpoint, model, optimizer, order, history)
+        model = build_model(arch, 3, num_classes).to(device)
+        history = train(
+            model, images["train"], train_labels, epochs=epochs, max_lr=max_lr, momentum=momentum,
+            weight_decay=weight_decay, generator=seeding.generator(device, seed, "order"), precision=precision,
+            augment=cifar.flip_and_crop if augment == "flip-crop" else None, tests=tests, checkpoint=checkpoint,
+            **recipe,
+        )  # fmt: skip
     return model, history
-
-
-def save_epochs(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, order: torch.Generator, history: list[dict]
-) -> None:
-    """Write all that the remaining epochs depend on: weights, optimiser, both generators, and the history."""
-    cuda = torch.cuda.get_rng_state(order.device) if order.device.type == "cuda" else torch.empty(0)
-    generators = {"order": order.get_state(), "cpu": torch.get_rng_state(), "cuda": cuda}
-    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-    runs.save_checkpoint(path, state | {"generators": generators, "history": history})
-
-
-def load_epochs(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, order: torch.Generator
-) -> list[dict[str, float]]:
-    """Continue from what `save_epochs` wrote, if it is there; return the history so far."""
-    if not path.exists():
-        return []
-    state = runs.load_checkpoint(path)
-    try:
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        order.set_state(state["generators"]["order"])
-        torch.set_rng_state(state["generators"]["cpu"])
-        if order.device.type == "cuda":
-            torch.cuda.set_rng_state(state["generators"]["cuda"], order.device)
-        return state["history"]
-    except (LookupError, TypeError, RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"the checkpoint {path} does not fit ({reason}): delete it to start again") from None
 
 
 def item_name(item: tuple[int, ...], args: Namespace) -> str:
     """Part of the file names of one training: "nad10-0" or "flip-0", the last number its repetition."""
     return f"nad{item[0]}-{item[1]}" if args.transform == "poison" else f"{args.transform}-{item[0]}"
+
+
+def checkpoint_of(item: tuple[int, ...], args: Namespace) -> Path:
+    """The file that keeps a training between its epochs."""
+    return args.output / f"checkpoint-{item_name(item, args)}.pt"
 
 
 def item_title(item: tuple[int, ...], args: Namespace) -> str:
@@ -201,21 +161,16 @@ def row_keys(args: Namespace) -> tuple[str, ...]:
 
 @cli.one_line_errors
 def run(args: Namespace, items: list[tuple[int, ...]], nads: torch.Tensor | None) -> None:
-    """Train on the items that the run's folder lacks, shared among the ranks; then report."""
+    """Train on the items that the run's folder lacks, then report."""
     device = distributed.rank_device(args.device)
-    keys = row_keys(args)
     with distributed.first_rank_first():  # fetched and decoded once
         runs.check_settings(args.output, settings(args, nads))  # sooner than `open_run`: decoding takes long
         data = load_data(args).to(device)
-    with runs.open_run(args.output, settings(args, nads)) as folder:
-        with distributed.first_rank_first():
-            done = {tuple(int(row[key]) for key in keys) for row in runs.read_rows(folder / ROWS)}
-        mine = distributed.share([item for item in items if item not in done])
-        for item in tqdm(mine, desc=f"trainings of rank 0, {args.arch}", disable=distributed.rank() > 0):
-            train_item(folder, item, data, None if nads is None else nads.to(device), args)
-        distributed.barrier()
-        if distributed.rank() == 0:
-            report(folder, runs.sort_rows(folder / ROWS, key=lambda row: [int(row[key]) for key in keys]), args)
+    basis = None if nads is None else nads.to(device)
+    runs.finish(
+        args.output, settings(args, nads), row_keys(args), items, lambda item: train_item(item, data, basis, args),
+        lambda rows: report(rows, args), what=f"trainings, {args.arch},",
+    )  # fmt: skip
 
 
 @cli.one_line_errors
@@ -224,7 +179,7 @@ def estimate(args: Namespace, items: list[tuple[int, ...]], nads: torch.Tensor |
     num_train, num_test, num_classes = 50_000, 10_000, 10  # of CIFAR-10, where it is still to be fetched
     with distributed.first_rank_first():
         runs.check_settings(args.output, settings(args, nads))
-        done = {tuple(int(row[key]) for key in row_keys(args)) for row in runs.read_rows(args.output / ROWS)}
+        done = runs.done_items(args.output, row_keys(args))
         if not args.download or (args.data / "train").is_dir():
             data = load_data(args)
             num_train, num_test, num_classes = len(data.train_images), len(data.test_images), len(data.classes)
@@ -251,26 +206,24 @@ def load_data(args: Namespace) -> cifar.ImageData:
         kept = torch.randperm(len(data.train_images), generator=seeding.generator("cpu", args.seed, "subset"))
         kept = kept[: args.subset].sort().values
         data = replace(data, train_images=data.train_images[kept], train_labels=data.train_labels[kept])
-    if 0 in normalization(data, args)[1]:
+    if min(normalization(data, args)[1]) < 1e-6:
         raise ValueError(f"a colour channel of the images in {args.data} is constant: it cannot be normalised")
     return data
 
 
 def train_item(
-    folder: Path, item: tuple[int, ...], data: cifar.ImageData, nads: torch.Tensor | None, args: Namespace
-) -> None:
-    """One training of the run, from its images to its row, history, weights and figures."""
-    start = time.perf_counter()
-    name = item_name(item, args)
+    item: tuple[int, ...], data: cifar.ImageData, nads: torch.Tensor | None, args: Namespace
+) -> dict[str, float]:
+    """One training of the run, from its images to its history, weights, figures and the numbers of its row."""
+    folder, name = args.output, item_name(item, args)
     mean, std = normalization(data, args)
     images = prepare(
         data, transform=args.transform, nads=nads, nad_index=item[0], epsilon=args.epsilon, mean=mean, std=std
     )
-    checkpoint = folder / f"checkpoint-{name}.pt"
     model, history = train_and_test(
         images, data.train_labels, data.test_labels, arch=args.arch, num_classes=len(data.classes),
         seed=seeding.seed_of(args.seed, item[-1]), precision=args.precision, augment=args.augment,
-        checkpoint=checkpoint, **{key: vars(args)[key] for key in RECIPE},
+        checkpoint=checkpoint_of(item, args), **{key: vars(args)[key] for key in cli.RECIPE},
     )  # fmt: skip
     runs.write_rows(folder / f"history-{name}.csv", history)
     runs.save_checkpoint(folder / f"weights-{name}.pt", model.state_dict())
@@ -280,10 +233,7 @@ def train_item(
         plotting.save_figure(examples_figure(data, nads, item[0], args), folder / f"images-{name}.png")
     last = history[-1]
     diverged = not math.isfinite(last["loss"])
-    row = dict(zip(row_keys(args), item, strict=True))
-    row |= {key: math.nan if diverged else f"{last[key]:.6g}" for key in last if key != "epoch"}
-    runs.append_row(folder / ROWS, row | {"seconds": f"{time.perf_counter() - start:.1f}"})
-    checkpoint.unlink(missing_ok=True)
+    return {key: math.nan if diverged else value for key, value in last.items() if key != "epoch"}
 
 
 def history_figure(history: list[dict[str, float]], title: str):
@@ -322,51 +272,41 @@ def normalization(data: cifar.ImageData, args: Namespace) -> tuple[tuple[float, 
     return cifar.channel_statistics(data.train_images)
 
 
-def report(folder: Path, rows: list[dict[str, str]], args: Namespace) -> None:
+def report(rows: list[dict[str, str]], args: Namespace) -> None:
     """Print the accuracies, and draw them over the NAD index where there are several."""
-    keys = row_keys(args)
-    diverged = [[row[key] for key in keys] for row in rows if row["test_accuracy"] == "nan"]
-    if diverged:
-        print(f"{len(diverged)} of {len(rows)} trainings diverged and are left out ({', '.join(keys)}): {diverged}")
-    groups: dict[int, list[float]] = {}
-    for row in rows:
-        if row["test_accuracy"] != "nan":
-            groups.setdefault(int(row.get("nad_index", 0)), []).append(float(row["test_accuracy"]))
-    if not groups:
-        raise ValueError(f"no training in {folder} ended with a finite loss: try a smaller --max-lr than {args.max_lr}")
-    for index, values in sorted(groups.items()):
-        what = f"NAD {index}" if args.transform == "poison" else args.transform
-        spread = f" ± {np.std(values, ddof=1):.1f} over {len(values)} repetitions" if len(values) > 1 else ""
-        print(f"clean test accuracy, {what}: {np.mean(values):.1f} %{spread}")
-    if args.transform == "poison" and len(groups) > 1:
-        index = np.array(sorted(groups))
-        mean = np.array([np.mean(groups[i]) for i in index])
-        spread = np.array([np.std(groups[i], ddof=1) if len(groups[i]) > 1 else 0 for i in index])
+    folder, keys = args.output, row_keys(args)
+    for item in runs.done_items(folder, keys):
+        checkpoint_of(item, args).unlink(missing_ok=True)
+    runs.print_diverged(rows, keys, args.max_lr)
+    results = runs.mean_and_spread(rows, keys[:-1])
+    for index, (mean, spread) in results.items():
+        what = f"NAD {index[0]}" if index else args.transform
+        repeated = f" ± {spread:.1f} over its repetitions" if math.isfinite(spread) else ""
+        print(f"clean test accuracy, {what}: {mean:.1f} %{repeated}")
+    if len(results) > 1:
         label = paper_name(args.arch)
+        mean, spread = np.array(list(results.values())).T
+        published = None
+        if args.published:
+            published = np.array([(index, accuracy) for (index,), accuracy in read_published(args)]).T
         figure = plotting.curve_figure(
-            index, {label: mean}, spread={label: spread}, xlabel="NAD index of the carrier",
-            ylabel="clean test accuracy (%)", title=f"{label}, trained on poisoned images",
-            published=read_published(args.published) if args.published else None, ylim=(0, 100),
+            np.array([index for (index,) in results]), {label: mean}, spread={label: np.nan_to_num(spread)},
+            xlabel="NAD index of the carrier", ylabel="clean test accuracy (%)",
+            title=f"{label}, trained on poisoned images", published=published, ylim=(0, 100),
         )  # fmt: skip
         plotting.save_figure(figure, folder / "accuracy.png")
         print(f"figure: {folder / 'accuracy.png'}")
-    print(f"rows: {folder / ROWS}; history, curves, images and weights of each training beside it")
+    print(f"rows: {folder / runs.ROWS}; history, curves, images and weights of each training beside it")
 
 
-def read_published(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Indices and accuracies of a CSV file with columns nad_index and accuracy."""
-    try:
-        rows = list(csv.DictReader(path.read_text().splitlines()))
-        if not rows:
-            raise ValueError("it has none")
-        return np.array([int(row["nad_index"]) for row in rows]), np.array([float(row["accuracy"]) for row in rows])
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is not a CSV file with numbers in columns nad_index, accuracy: {error!r}") from None
+def read_published(args: Namespace) -> list[tuple[tuple[int, ...], float]]:
+    """The accuracies in the --published CSV file, each after its NAD index."""
+    return runs.read_published(args.published, ("nad_index",), "accuracy")
 
 
 def settings(args: Namespace, nads: torch.Tensor | None) -> dict[str, Any]:
     """What the numbers of a row depend on. Which rows are wanted may change from one command to the next."""
-    keys = ("transform", "normalization", "epsilon", "augment", "subset", "seed", "precision", *RECIPE)
+    keys = ("transform", "normalization", "epsilon", "augment", "subset", "seed", "precision", *cli.RECIPE)
     content = "" if nads is None else runs.digest(nads.numpy().tobytes())
     return {key: vars(args)[key] for key in keys} | {
         "arch": canonical_name(args.arch),
@@ -423,7 +363,7 @@ def main(argv: list[str] | None = None) -> None:
         return print_plan(args)
     cli.check_precision(args)
     if args.published:
-        read_published(args.published)
+        read_published(args)  # refuses what cannot be drawn
     nads = None if args.transform == "none" else load_nads(args.nads, cifar.SIZE**2)
     repetitions = range(args.seeds)
     indices = args.nad_index if args.transform == "poison" else None

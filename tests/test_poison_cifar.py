@@ -23,7 +23,7 @@ import poison_cifar
 from models import build_model
 from poison_cifar import carrier, flip, main, parse_arguments, poison, prepare, train_and_test
 from tests.tiny_images import write_cifar10, write_folder
-from utils import cifar, distributed, plotting, runs, seeding
+from utils import cifar, distributed, plotting, runs, seeding, training
 from utils.training import evaluate
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -303,7 +303,7 @@ def test_cifar10_goes_through_the_whole_script(tmp_path, monkeypatch, nads_file,
     # And the weights are those that were tested.
     model = build_model("logreg", 3, 10)
     model.load_state_dict(torch.load(output / "weights-nad5-0.pt", weights_only=True))
-    assert evaluate(model, prepared["test"], data.test_labels)[1] == history[-1]["test_accuracy"]
+    assert evaluate(model, prepared["test"], data.test_labels) == history[-1]["test_accuracy"]
 
 
 def test_a_folder_of_jpeg_images_goes_through_lenet_flipped_with_repetitions(tmp_path, nads_file, capsys):
@@ -316,7 +316,7 @@ def test_a_folder_of_jpeg_images_goes_through_lenet_flipped_with_repetitions(tmp
     assert [row["repetition"] for row in found] == ["0", "1"] and found[0]["loss"] != found[1]["loss"]
     assert list(found[0]) == ["repetition", "loss", "train_accuracy", "test_accuracy"]
     accuracy = [float(row["test_accuracy"]) for row in found]
-    expected = f"flip: {np.mean(accuracy):.1f} % ± {np.std(accuracy, ddof=1):.1f} over 2 repetitions"
+    expected = f"flip: {np.mean(accuracy):.1f} % ± {np.std(accuracy, ddof=1):.1f} over its repetitions"
     assert f"clean test accuracy, {expected}" in capsys.readouterr().out
 
 
@@ -409,7 +409,7 @@ def test_the_authors_nads_without_the_last_row_are_read(folder, nads_file, no_fi
 def test_trainings_that_all_diverged_are_an_error_that_names_the_rate(folder, nads_file, no_figures, capsys):
     options = ["--max-lr", "1e38", "--clip-norm", "1e30", "--nad-index", "0,4"]
     message = refusal(capsys, *TINY, "--nads", nads_file, *options, "--output", "run")
-    assert "no training in run ended with a finite loss: try a smaller --max-lr than 1e+38" in message
+    assert "no training ended with a finite loss: try a smaller --max-lr than 1e+38" in message
     found = rows(Path("run"))
     assert [row["nad_index"] for row in found] == ["0", "4"]
     assert all(row[key] == "nan" for row in found for key in ("loss", "train_accuracy", "test_accuracy"))
@@ -421,21 +421,21 @@ def test_trainings_that_all_diverged_are_an_error_that_names_the_rate(folder, na
 def test_a_repetition_that_diverged_is_named_and_left_out_of_the_mean(
     folder, nads_file, no_figures, capsys, monkeypatch
 ):
-    train_epoch, calls = poison_cifar.train_epoch, itertools.count()
+    train_epoch, calls = training.train_epoch, itertools.count()
 
     def diverging(model, *args, **options):
         loss, accuracy = train_epoch(model, *args, **options)
         return (math.nan if next(calls) == 4 else loss), accuracy  # the second of the second training
 
-    monkeypatch.setattr(poison_cifar, "train_epoch", diverging)
+    monkeypatch.setattr(training, "train_epoch", diverging)
     output = start("run", nads_file, "--seeds", 3)
     found = rows(output)
     assert [row["test_accuracy"] == "nan" for row in found] == [False, True, False]
     assert len(table(output / "history-nad0-1.csv")) == 2
     kept = [float(row["test_accuracy"]) for row in (found[0], found[2])]
     text = capsys.readouterr().out
-    assert "1 of 3 trainings diverged and are left out (nad_index, repetition): [['0', '1']]" in text
-    assert f"NAD 0: {np.mean(kept):.1f} % ± {np.std(kept, ddof=1):.1f} over 2 repetitions" in text
+    assert "1 of 3 trainings diverged and are left out (nad_index, repetition): [(0, 1)]" in text
+    assert f"NAD 0: {np.mean(kept):.1f} % ± {np.std(kept, ddof=1):.1f} over its repetitions" in text
 
 
 # --- Continuing
@@ -443,7 +443,7 @@ def test_a_repetition_that_diverged_is_named_and_left_out_of_the_mean(
 
 def interrupted_start(monkeypatch, epochs, *arguments):
     """Start, and stop with the keyboard after so many epochs."""
-    train_epoch, calls = poison_cifar.train_epoch, itertools.count()
+    train_epoch, calls = training.train_epoch, itertools.count()
 
     def stopping(*args, **options):
         if next(calls) == epochs:
@@ -451,7 +451,7 @@ def interrupted_start(monkeypatch, epochs, *arguments):
         return train_epoch(*args, **options)
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit, match="130"):
-        patch.setattr(poison_cifar, "train_epoch", stopping)
+        patch.setattr(training, "train_epoch", stopping)
         start(*arguments)
 
 
@@ -480,9 +480,9 @@ def test_an_interrupted_run_continues_from_its_last_epoch(folder, nads_file, no_
     whole = start("whole", nads_file, *options)
     interrupted_start(monkeypatch, epochs, "run", nads_file, *options)
     assert not any(name.startswith(".") and name != ".lock" for name in names(Path("run")))
-    train_epoch, trained = poison_cifar.train_epoch, []
+    train_epoch, trained = training.train_epoch, []
     monkeypatch.setattr(
-        poison_cifar, "train_epoch", lambda *args, **kw: trained.append(kw["epoch"]) or train_epoch(*args, **kw)
+        training, "train_epoch", lambda *args, **kw: trained.append(kw["epoch"]) or train_epoch(*args, **kw)
     )
     torch.manual_seed(99)  # what happened before in the process has no part in it
     assert equal_runs(start("run", nads_file, *options), whole)
@@ -497,7 +497,7 @@ def test_a_run_that_was_stopped_between_its_last_epoch_and_its_row_trains_nothin
     with monkeypatch.context() as patch, pytest.raises(SystemExit, match="130"):
         patch.setattr(runs, "append_row", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         start("run", nads_file)
-    monkeypatch.setattr(poison_cifar, "train_epoch", None)
+    monkeypatch.setattr(training, "train_epoch", None)
     assert equal_runs(start("run", nads_file), whole)
     before = (whole / "accuracies.csv").read_bytes()
     start("whole", nads_file)  # and a finished one neither
@@ -517,15 +517,15 @@ def test_more_indices_and_repetitions_keep_those_that_are_there(folder, nads_fil
 KILLED = """
 import sys, time
 import poison_cifar
-from utils import distributed
+from utils import distributed, training
 distributed.num_cores = lambda: 1
-train_epoch = poison_cifar.train_epoch
+train_epoch = training.train_epoch
 def stuck(*args, **options):
     if options["epoch"] == 2:
         print("stuck", flush=True)
         time.sleep(1000)
     return train_epoch(*args, **options)
-poison_cifar.train_epoch = stuck
+training.train_epoch = stuck
 poison_cifar.main(sys.argv[1:])
 """
 
@@ -601,7 +601,7 @@ def test_ranks_share_the_trainings_and_the_rows_are_those_of_one(folder, nads_fi
         capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
-    assert result.stdout.count("clean test accuracy, NAD 0: ") == 1 and "over 2 repetitions" in result.stdout
+    assert result.stdout.count("clean test accuracy, NAD 0: ") == 1 and "over its repetitions" in result.stdout
     one = start("one", nads_file, *options[2:])
     assert len(rows(one)) == 4 and equal_runs(Path("ranks"), one) and names(Path("ranks")) == names(one)
 

@@ -97,7 +97,7 @@ def _decode(paths: list[Path], what: str) -> torch.Tensor:
                         f"it is {height}x{width} of mode {image.mode}: expected {SIZE}x{SIZE} of mode RGB (colour)"
                     )
                 images[index] = torch.from_numpy(np.array(image)).permute(2, 0, 1)
-        except (OSError, SyntaxError, ValueError) as error:  # what PIL raises for files that are damaged
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # PIL's, for damaged files
             raise ValueError(f"{path} cannot be used: {error}") from None
     return images
 

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from utils.training import PRECISIONS
+from utils.training import PRECISIONS, precision_mode
 
 ARCH_HELP = "logreg, lenet, vgg11, resnet18, densenet121, torchvision:NAME, or package.module:factory"
 
@@ -32,13 +32,15 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
 
 
 def one_line_errors(function: Callable[..., Any]) -> Callable[..., Any]:
-    """End with exit code 2 and one line on bad input (ValueError) or an unusable file (OSError)."""
+    """End with exit code 2 and one line on bad input (ValueError), an unusable file (OSError), or too little memory."""
 
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         try:
             return function(*args, **kwargs)
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, MemoryError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and "allocate" not in str(error):  # torch's word, on CPU and GPU
+                raise
             print(
                 f"{Path(sys.argv[0]).name}: error: {' '.join(str(error).split())}",
                 file=sys.stderr,
@@ -106,10 +108,13 @@ def add_model_arguments(parser: argparse.ArgumentParser, *, num_channels: int) -
     group.add_argument("--image-size", type=positive_int, default=32, help="height and width of the images")
 
 
+RECIPE = ("epochs", "batch_size", "max_lr", "momentum", "weight_decay", "clip_norm")
+
+
 def add_training_arguments(
     parser: argparse.ArgumentParser, *, epochs: int, max_lr: float, momentum: float, weight_decay: float
 ) -> None:
-    """The recipe; batch size and clipping are the same in both of the paper's trainings."""
+    """The recipe, RECIPE; batch size and clipping are the same in both of the paper's trainings."""
     group = parser.add_argument_group("training")
     group.add_argument("--epochs", type=positive_int, default=epochs, help="passes over the training set")
     group.add_argument("--batch-size", type=positive_int, default=128, help="samples a step")
@@ -138,7 +143,5 @@ def add_run_arguments(parser: argparse.ArgumentParser, *, output_help: str) -> N
 
 def check_precision(args: argparse.Namespace) -> None:
     """Refuse a precision that the device lacks before any work starts."""
-    from utils.training import precision_mode
-
     with precision_mode(args.precision, args.device):
         pass

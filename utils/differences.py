@@ -40,8 +40,9 @@ def central_differences(
         except NotLocal:
             up, down = function(whole(images)).chunk(2)
         if differences is None:
-            differences = up.new_empty(point.numel(), *up.shape[1:])
-        differences[pixels] = (up - down) / (2 * step)
+            exact = torch.promote_types(up.dtype, torch.float32)  # not the type of autocast
+            differences = up.new_empty(point.numel(), *up.shape[1:], dtype=exact)
+        differences[pixels] = (up.to(exact) - down.to(exact)) / (2 * step)
     return differences.T
 
 

@@ -131,6 +131,8 @@ def launch(function: Callable[..., Any], *args: Any, device: torch.device, model
 def _launch(function: Callable[..., Any], args: tuple, device: torch.device, *, small: bool) -> None:
     keep_freed_memory()
     if "RANK" in os.environ:
+        if "TORCHELASTIC_RUN_ID" in os.environ:  # launchers other than torchrun may end before their ranks
+            _end_with(os.getppid())
         local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         _enter(function, args, 1 if small else max(1, num_cores() // local), "env://", None)
     elif device.type == "cpu" and small and num_cores() > 1:
@@ -151,23 +153,26 @@ def _launch(function: Callable[..., Any], args: tuple, device: torch.device, *, 
 
 def _spawned(rank: int, function: Callable[..., Any], args: tuple, meeting_point: str, size: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the script that started the ranks ends them
+    _end_with(mp.parent_process().pid)
     tqdm.set_lock(threading.RLock())  # its lock between processes would be left behind by a rank that is killed
     _enter(function, args, 1, meeting_point, (rank, size))
 
 
 def _end_with(parent: int) -> None:
     """A rank must not outlive what started it and was killed: the next command would find the run's folder in use."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(1)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _enter(
     function: Callable[..., Any], args: tuple, threads: int, init_method: str, place: tuple[int, int] | None
 ) -> None:
     """Join the group and call the function. The ranks exchange little, and from CPU memory: gloo serves all."""
-    if place or "TORCHELASTIC_RUN_ID" in os.environ:  # other launchers may end before their ranks
-        threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     keep_freed_memory()
     torch.set_num_threads(threads)
     rank, size = place or (int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))

@@ -20,6 +20,7 @@ WORTHWHILE = 0.5  # largest share of the image that windows may cover; beyond it
 SHAPES = {
     Tensor.dim, Tensor.size, Tensor.numel, Tensor.__len__, Tensor.is_floating_point, Tensor.shape.__get__,
     Tensor.ndim.__get__, Tensor.dtype.__get__, Tensor.device.__get__, Tensor.requires_grad.__get__,
+    Tensor.is_mkldnn.__get__,
 }  # fmt: skip
 SUMS = {torch.add, Tensor.add, Tensor.__add__}
 SUMS_IN_PLACE = {Tensor.add_, Tensor.__iadd__}

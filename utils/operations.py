@@ -18,9 +18,11 @@ def forward_flops(model: nn.Module, shape: tuple[int, int, int]) -> int:
     """Floating-point operations (two a multiply-add) of a forward pass of one image (C, H, W).
 
     Raises:
-        ValueError: the network does not take such images.
+        ValueError: the network does not take such images, or has no parameters.
     """
-    parameter = next(model.parameters())
+    parameter = next(model.parameters(), None)
+    if parameter is None:
+        raise ValueError(f"a {type(model).__name__} without parameters has nothing to draw or to train")
     with FlopCounterMode(display=False) as counter:
         try:
             model.eval()(torch.zeros(1, *shape, device=parameter.device, dtype=parameter.dtype))

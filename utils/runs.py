@@ -6,15 +6,19 @@ import fcntl
 import hashlib
 import io
 import json
+import math
 import os
 import platform
+import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from utils import distributed
 
@@ -137,12 +141,96 @@ def check_settings(folder: Path, settings: dict[str, Any]) -> None:
         )
 
 
-def read_rows(path: Path) -> list[dict[str, str]]:
-    """The finished rows of a CSV file, none if there is no file. A last line cut short by a kill does not count."""
+ROWS = "accuracies.csv"
+
+
+def finish(
+    folder: Path, settings: dict[str, Any], keys: Sequence[str], items: Sequence[tuple[int, ...]],
+    work: Callable[[tuple[int, ...]], dict[str, float]], report: Callable[[list[dict[str, str]]], None], *, what: str,
+) -> None:  # fmt: skip
+    """Do the items that the run in a folder lacks, shared among the ranks, a row each; then report, on rank 0.
+
+    Args:
+        folder: of the run.
+        settings: see `open_run`.
+        keys: columns of the rows, whole numbers that together name an item.
+        items: the values of the keys of all that is asked for.
+        work: does one item, and returns the rest of its row.
+        report: given all rows of the folder, in the order of their keys.
+        what: what an item is, in the plural.
+    """
+    with open_run(folder, settings):
+        with distributed.first_rank_first():
+            done = done_items(folder, keys)
+        mine = distributed.share([item for item in items if item not in done])
+        for item in tqdm(mine, desc=f"{what} of rank 0", disable=distributed.rank() > 0):
+            start = time.perf_counter()
+            row = dict(zip(keys, item, strict=True)) | {name: f"{value:.6g}" for name, value in work(item).items()}
+            append_row(folder / ROWS, row | {"seconds": f"{time.perf_counter() - start:.2f}"})
+        distributed.barrier()
+        if distributed.rank() == 0:
+            report(sort_rows(folder / ROWS, keys))
+
+
+def done_items(folder: Path, keys: Sequence[str]) -> set[tuple[int, ...]]:
+    """The items that have a row in the folder, by the values of their keys."""
+    return {tuple(int(row[key]) for key in keys) for row in read_rows(folder / ROWS, keys)}
+
+
+def mean_and_spread(rows: list[dict[str, str]], keys: Sequence[str]) -> dict[tuple[int, ...], tuple[float, float]]:
+    """Test accuracy over the rows that share their keys and did not diverge: mean, and standard deviation or nan."""
+    values: dict[tuple[int, ...], list[float]] = {}
+    for row in rows:
+        if math.isfinite(accuracy := float(row["test_accuracy"])):
+            values.setdefault(tuple(int(row[key]) for key in keys), []).append(accuracy)
+    return {
+        key: (float(np.mean(group)), float(np.std(group, ddof=1)) if len(group) > 1 else math.nan)
+        for key, group in values.items()
+    }
+
+
+def print_diverged(rows: list[dict[str, str]], keys: Sequence[str], max_lr: float) -> None:
+    """Say which trainings diverged.
+
+    Raises:
+        ValueError: all did.
+    """
+    diverged = [tuple(int(row[key]) for key in keys) for row in rows if row["test_accuracy"] == "nan"]
+    if diverged:
+        print(f"{len(diverged)} of {len(rows)} trainings diverged and are left out ({', '.join(keys)}): {diverged}")
+    if len(diverged) == len(rows):
+        raise ValueError(f"no training ended with a finite loss: try a smaller --max-lr than {max_lr}")
+
+
+def read_published(path: Path, keys: Sequence[str], column: str) -> list[tuple[tuple[int, ...], float]]:
+    """The numbers in a column of somebody's CSV file that are not empty, each after the keys of its row."""
+    try:
+        rows = list(csv.DictReader(path.read_text().splitlines()))
+        found = [(tuple(int(row[key]) for key in keys), float(row[column])) for row in rows if row[column]]
+        if not found:
+            raise ValueError("it has none")
+        return found
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path} is not a CSV file with numbers in columns {', '.join((*keys, column))} "
+            f"({type(error).__name__}: {error})"
+        ) from None
+
+
+def read_rows(path: Path, keys: Sequence[str] = ()) -> list[dict[str, str]]:
+    """The finished rows of a CSV file, none if there is no file. A last line cut short by a kill does not count.
+
+    Raises:
+        ValueError: a row has too few or too many cells, or one of the columns `keys` is not a whole number in it.
+    """
     if not path.exists():
         return []
     whole, _, _ = path.read_bytes().rpartition(b"\n")
-    return list(csv.DictReader(io.StringIO(whole.decode())))
+    rows = list(csv.DictReader(io.StringIO(whole.decode(errors="replace"))))
+    for line, row in enumerate(rows, start=2):
+        if None in row or None in row.values() or not all(re.fullmatch(r"-?\d+", row.get(key, "")) for key in keys):
+            raise ValueError(f"line {line} of {path} is damaged: delete the line, or the file to start again")
+    return rows
 
 
 def append_row(path: Path, row: dict[str, Any]) -> None:
@@ -162,9 +250,9 @@ def append_row(path: Path, row: dict[str, Any]) -> None:
         os.fsync(file.fileno())
 
 
-def sort_rows(path: Path, key: Callable[[dict[str, str]], Any]) -> list[dict[str, str]]:
-    """Rewrite a CSV file in an order that does not depend on who finished when; return its rows."""
-    rows = sorted(read_rows(path), key=key)
+def sort_rows(path: Path, keys: Sequence[str]) -> list[dict[str, str]]:
+    """Rewrite a CSV file in the order of its keys, not of who finished when; return its rows."""
+    rows = sorted(read_rows(path, keys), key=lambda row: [int(row[key]) for key in keys])
     write_rows(path, rows)
     return rows
 

@@ -2,11 +2,14 @@
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+from utils import runs
 
 PRECISIONS = ("fp32", "tf32", "bf16")
 
@@ -44,6 +47,7 @@ def logits_of(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
     blocks = (
         getattr(model, "takes_mkldnn", False)
         and x.device.type == "cpu"
+        and torch.backends.mkldnn.is_available()
         and torch.backends.cpu.get_cpu_capability() == "AVX512"
         and not torch.is_autocast_enabled("cpu")
     )
@@ -125,40 +129,36 @@ def make_optimizer(
 
 
 def train(
-    model: nn.Module,
-    images: torch.Tensor,
-    labels: torch.Tensor,
-    *,
-    epochs: int = 20,
-    batch_size: int = 128,
-    max_lr: float = 0.5,
-    momentum: float = 0.0,
-    weight_decay: float = 0.0,
-    clip_norm: float = 0.5,
-    generator: torch.Generator,
-    precision: str = "fp32",
-    test_set: tuple[torch.Tensor, torch.Tensor] | None = None,
-) -> list[dict[str, float]]:
-    """Train by the recipe of the paper's first experiment; the arguments are those of `train_epoch`.
+    model: nn.Module, images: torch.Tensor, labels: torch.Tensor, *, epochs: int = 20, batch_size: int = 128,
+    max_lr: float = 0.5, momentum: float = 0.0, weight_decay: float = 0.0, clip_norm: float = 0.5,
+    generator: torch.Generator, precision: str = "fp32",
+    augment: Callable[[torch.Tensor, torch.Generator], torch.Tensor] | None = None,
+    tests: Mapping[str, tuple[torch.Tensor, torch.Tensor]] | None = None, checkpoint: Path | None = None,
+) -> list[dict[str, float]]:  # fmt: skip
+    """Train by the recipe of the paper, by default that of its first experiment.
+
+    The arguments are those of `train_epoch` and `make_optimizer`, and two more: `tests`, images and labels by a name,
+    are evaluated after each epoch; `checkpoint`, a file, is written after each epoch and continued from if it is there.
 
     Returns:
-        The history, one dict an epoch: epoch, loss, train_accuracy, and test_accuracy if there is a test
-        set (images, labels) to evaluate each time.
+        The history, one dict an epoch: epoch, loss, train_accuracy, and NAME_accuracy of each of the tests (%).
         It ends early, with the epoch whose loss is not finite, when training diverges.
     """
     model.to(memory_format=torch.channels_last)
     optimizer = make_optimizer(model, max_lr=max_lr, momentum=momentum, weight_decay=weight_decay)
-    history = []
-    for epoch in range(epochs):
+    history = load_epochs(checkpoint, model, optimizer, generator) if checkpoint else []
+    for epoch in range(len(history), epochs):
+        if history and not math.isfinite(history[-1]["loss"]):
+            break
         loss, accuracy = train_epoch(
             model, optimizer, images, labels, epoch=epoch, epochs=epochs, batch_size=batch_size, max_lr=max_lr,
-            clip_norm=clip_norm, generator=generator, precision=precision,
+            clip_norm=clip_norm, generator=generator, precision=precision, augment=augment,
         )  # fmt: skip
         history.append({"epoch": epoch, "loss": loss, "train_accuracy": accuracy})
-        if test_set is not None:
-            history[-1]["test_accuracy"] = evaluate(model, *test_set, precision=precision)[1]
-        if not math.isfinite(loss):
-            break
+        for name, test_set in (tests or {}).items():
+            history[-1][f"{name}_accuracy"] = evaluate(model, *test_set, precision=precision)
+        if checkpoint:
+            save_epochs(checkpoint, model, optimizer, generator, history)
     return history
 
 
@@ -170,14 +170,41 @@ def evaluate(
     *,
     precision: str = "fp32",
     batch_size: int = 500,
-) -> tuple[float, float]:
-    """Mean loss and accuracy in percent of `model` in evaluation mode, over images (n, C, H, W)."""
+) -> float:
+    """Accuracy in percent of `model` in evaluation mode, over images (n, C, H, W)."""
     model.eval()
-    total_loss = torch.zeros((), device=images.device)
     num_correct = torch.zeros((), device=images.device, dtype=torch.int64)
     with precision_mode(precision, images.device):
         for x, y in zip(images.split(batch_size), labels.split(batch_size), strict=True):
-            logits = logits_of(model, x)
-            total_loss += F.cross_entropy(logits, y, reduction="sum")
-            num_correct += (logits.argmax(1) == y).sum()
-    return total_loss.item() / len(images), 100 * num_correct.item() / len(images)
+            num_correct += (logits_of(model, x).argmax(1) == y).sum()
+    return 100 * num_correct.item() / len(images)
+
+
+def save_epochs(
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, order: torch.Generator, history: list[dict]
+) -> None:
+    """Write all that the remaining epochs depend on: weights, optimiser, both generators, and the history."""
+    cuda = torch.cuda.get_rng_state(order.device) if order.device.type == "cuda" else torch.empty(0)
+    generators = {"order": order.get_state(), "cpu": torch.get_rng_state(), "cuda": cuda}
+    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+    runs.save_checkpoint(path, state | {"generators": generators, "history": history})
+
+
+def load_epochs(
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, order: torch.Generator
+) -> list[dict[str, float]]:
+    """Continue from what `save_epochs` wrote, if it is there; return the history so far."""
+    if not path.exists():
+        return []
+    state = runs.load_checkpoint(path)
+    try:
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        order.set_state(state["generators"]["order"])
+        torch.set_rng_state(state["generators"]["cpu"])
+        if order.device.type == "cuda":
+            torch.cuda.set_rng_state(state["generators"]["cuda"], order.device)
+        return state["history"]
+    except (LookupError, TypeError, RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"the checkpoint {path} does not fit ({reason}): delete it to start again") from None
