@@ -66,7 +66,7 @@ def local_pays(function: Features, point: torch.Tensor, *, step: float = 100.0) 
             with FlopCounterMode(display=False) as counter:  # not above: it changes what some functions do
                 function(batch)
             operations.append(counter.get_total_flops())
-    except Exception:  # whatever it is, the plain way has to say it
+    except Exception:  # a real error shows again in the plain evaluation
         return False
     return operations[1] <= 0.9 * operations[0]
 

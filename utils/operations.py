@@ -1,4 +1,4 @@
-"""Counting the arithmetic of a model, and what a run will take of it."""
+"""The arithmetic of a model, and an estimate of what a run takes."""
 
 import datetime
 import time

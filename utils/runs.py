@@ -91,7 +91,7 @@ def environment() -> dict[str, Any]:
 def open_run(folder: Path, settings: dict[str, Any]) -> Iterator[Path]:
     """Create the folder with its config.json, or check that the run in it has the same settings.
 
-    All ranks call this; rank 0 does it, and holds the folder until the block ends.
+    All ranks call this. Rank 0 does the work, and holds the folder's lock until the block ends.
 
     Raises:
         ValueError: other settings (the differing keys are named), or another process is at work there.
