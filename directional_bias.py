@@ -120,7 +120,7 @@ def list_indices(args: Namespace) -> list[tuple[int, ...]]:
             if not frequencies:
                 raise ValueError(f"images of {size} pixels have no sine on the map: use the cosine")
     for frequency in frequencies:
-        make_direction(tuple(frequency), args, None)  # refuses one outside the image, which would be taken for its alias
+        make_direction(tuple(frequency), args, None)  # refuses one outside the image: it would be taken for an alias
     return list(dict.fromkeys(canonical_frequency(y, x, size, size) for y, x in frequencies))
 
 

@@ -12,8 +12,8 @@ Two estimators of the same covariance:
             zero and variance σ_w², so E[g gᵀ | trunk] = σ_w² Δ Δᵀ with Δ the differences of the features: the last
             layer is integrated out exactly, and a trunk is worth many sampled networks (Rao-Blackwell).
 
-Expect for LeNet a first singular value of 0.189 and a last one of 0.0023. Two halves of the networks agree to 0.97 on the
-first 100 directions (marginal, 4,000 networks).
+Expect for LeNet a first singular value of 0.189 and a last one of 0.0023. Two halves of the networks agree to 0.97 on
+the first 100 directions (marginal, 4,000 networks).
 """
 
 import math

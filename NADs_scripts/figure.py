@@ -1,6 +1,6 @@
 """Draw nads.png, the first NADs of the five architectures in NADs/, in pixel space and in the Fourier domain.
 
-    python NADs_scripts/figure.py
+python NADs_scripts/figure.py
 """
 
 import sys
