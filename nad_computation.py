@@ -83,7 +83,6 @@ def add_network(
             network, layer = split_last_linear(network, point)
             drawn.weights += weight_statistics(layer)
             check_zero_mean(drawn.weights)  # pooled over the networks so far, a sharper test than one network's
-            drawn.fan_in = layer.in_features
         if jacobian == "autograd":
             rows = autograd_jacobian(network, point, chunk_size=chunk_size)
         else:
@@ -202,7 +201,7 @@ def estimate(args: Namespace, evaluation: dict[str, Any]) -> None:
         seconds.append(time.perf_counter() - start)
     network = draw_network(args.arch, 0, num_channels=args.num_channels, image_size=args.image_size)
     # Forward passes of the plain way: two a pixel, or one and, for each feature, a backward pass of two.
-    passes = 2 * point.numel() if args.jacobian == "differences" else 1 + 2 * max(1, sums.fan_in)
+    passes = 2 * point.numel() if args.jacobian == "differences" else 1 + 2 * max(1, int(sums.weights[0]))
     if distributed.rank() == 0:
         print_estimate(
             f"networks of {paper_name(args.arch)}" + (" at most" if args.until_agreement else ""),
@@ -227,7 +226,7 @@ def report(drawn: Drawn, num_networks: int, agreement: float, args: Namespace) -
             "k": args.agreement_k,
             "split_half_overlap": None if math.isnan(agreement) else round(agreement, 4),
         },
-        "weight_variance": weight_variance(drawn.weights, drawn.fan_in) if drawn.fan_in else None,
+        "weight_variance": weight_variance(drawn.weights) if drawn.weights.any() else None,
         "versions": runs.environment(),
     }
     runs.save_json(Path(f"{name}_NADs.json"), description)

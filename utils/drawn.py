@@ -15,17 +15,16 @@ class Drawn:
     """What has been summed over the networks drawn so far; even and odd networks apart, to see how they agree."""
 
     halves: tuple[GradientSum, GradientSum]
-    weights: torch.Tensor  # (4,), see weight_statistics; zeros for the sampled estimator
+    weights: torch.Tensor  # (5,), see weight_statistics; zeros for the sampled estimator
     numbers: set[int]
-    fan_in: int = 0
 
     def covariance(self, halves: tuple[int, ...] = (0, 1)) -> torch.Tensor:
         """The covariance (D, D) of the gradient from both halves or one of them."""
         total = GradientSum(len(self.halves[0].rows))
         for half in halves:
             total.merge(self.halves[half])
-        if self.fan_in:
-            return total.marginal_covariance(weight_variance(self.weights, self.fan_in))
+        if self.weights.any():
+            return total.marginal_covariance(weight_variance(self.weights))
         return total.sampled_covariance()
 
     def agreement(self, k: int) -> float:
@@ -36,18 +35,13 @@ class Drawn:
 def nothing_drawn(dimension: int, device: torch.device | str = "cpu") -> Drawn:
     """Empty sums for images of this dimension."""
     halves = (GradientSum(dimension, device), GradientSum(dimension, device))
-    return Drawn(halves, torch.zeros(4, dtype=torch.float64), set())
+    return Drawn(halves, torch.zeros(5, dtype=torch.float64), set())
 
 
 def save_part(path: Path, drawn: Drawn) -> None:
     """Write one rank's sums."""
-    state = {
-        "halves": [half.state() for half in drawn.halves],
-        "weights": drawn.weights,
-        "numbers": sorted(drawn.numbers),
-        "fan_in": drawn.fan_in,
-    }
-    runs.save_checkpoint(path, state)
+    halves = [half.state() for half in drawn.halves]
+    runs.save_checkpoint(path, {"halves": halves, "weights": drawn.weights, "numbers": sorted(drawn.numbers)})
 
 
 def load_part(path: Path, dimension: int, device: torch.device | str = "cpu") -> Drawn:
@@ -57,7 +51,7 @@ def load_part(path: Path, dimension: int, device: torch.device | str = "cpu") ->
     state = runs.load_checkpoint(path)
     try:
         even, odd = (GradientSum.from_state(half, device) for half in state["halves"])
-        drawn = Drawn((even, odd), state["weights"], set(state["numbers"]), state["fan_in"])
+        drawn = Drawn((even, odd), state["weights"].reshape(5), set(state["numbers"]))
         whole = even.num_networks + odd.num_networks == len(drawn.numbers) and len(even.rows) == dimension
     except (KeyError, IndexError, TypeError, ValueError, RuntimeError, AttributeError):
         whole = False
@@ -92,6 +86,4 @@ def sum_of_all(mine: Drawn, others: list[Drawn]) -> Drawn:
             state = state + other.halves[half].state()
         halves.append(GradientSum.from_state(distributed.sum_over_ranks(state)))
     weights = distributed.sum_over_ranks(torch.stack([mine.weights, *(other.weights for other in others)]).sum(0))
-    known = [part.fan_in for part in (mine, *others) if part.fan_in]  # a rank without networks does not know it
-    total, count = distributed.sum_over_ranks(torch.tensor([sum(known), len(known)])).tolist()
-    return Drawn((halves[0], halves[1]), weights, set(), total // max(1, count))
+    return Drawn((halves[0], halves[1]), weights, set())

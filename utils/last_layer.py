@@ -54,26 +54,27 @@ def ends_network(model: nn.Module, layer: nn.Linear, point: torch.Tensor) -> boo
 
 
 def weight_statistics(layer: nn.Linear) -> torch.Tensor:
-    """(number, Σw, Σw², number beyond 1/√fan_in) of a layer's weights, float64: these add up over networks."""
+    """(number, Σw, Σw², number beyond 1/√fan_in, Σ fan_in) of a layer's weights, float64: they add up over networks."""
     weights = layer.weight.double()
     beyond = (weights.abs() > layer.in_features**-0.5 * (1 + 1e-6)).sum()
-    return torch.stack([torch.ones_like(weights).sum(), weights.sum(), weights.square().sum(), beyond.double()]).cpu()
+    number, sums = weights.numel(), [weights.sum(), weights.square().sum(), beyond]
+    return torch.tensor([number, *map(float, sums), number * layer.in_features], dtype=torch.float64)
 
 
 def check_zero_mean(statistics: torch.Tensor) -> None:
     """Refuse weights whose mean is more than six standard errors from zero."""
-    number, total, squares, _ = statistics.tolist()
+    number, total, squares, *_ = statistics.tolist()
     if not abs(total) <= 6 * squares**0.5:  # the standard error of Σw is √(Σw²) for a mean of zero; nan fails too
         raise ValueError(NO_MARGINAL.format(f"the mean of its weights is {total / number:.2g}, not zero"))
 
 
-def weight_variance(statistics: torch.Tensor, fan_in: int) -> float:
-    """σ_w² of the last layer from the weights of all drawn networks.
+def weight_variance(statistics: torch.Tensor) -> float:
+    """σ_w² of the last layer from the statistics of the weights of all drawn networks.
 
     PyTorch's nn.Linear draws from U(−1/√fan_in, 1/√fan_in), of variance 1/(3·fan_in). That is taken where no weight
     lies beyond these bounds and the pooled variance is within four of its standard errors; otherwise the pooled one.
     """
-    number, _, squares, beyond = statistics.tolist()
-    pooled, default = squares / number, 1 / (3 * fan_in)
+    number, _, squares, beyond, fan_ins = statistics.tolist()
+    pooled, default = squares / number, 1 / (3 * (fan_ins / number))
     standard_error = default * (0.8 / number) ** 0.5  # Var w² = (4/5)·(σ²)² for a uniform w
     return default if beyond == 0 and abs(pooled - default) < 4 * standard_error else pooled
