@@ -149,7 +149,7 @@ def checkpoint_of(item: tuple[int, ...], args: Namespace) -> Path:
 
 
 def item_title(item: tuple[int, ...], args: Namespace) -> str:
-    """The same in words."""
+    """A training in words."""
     what = {"flip": "flipped images", "none": "original images", "poison": f"poisoned along NAD {item[0]}"}
     return what[args.transform] + (f", repetition {item[-1]}" if args.seeds > 1 else "")
 

@@ -154,6 +154,15 @@ def test_training_goes_on_in_training_mode_after_an_evaluation():
     assert [training for training, _ in model.batches] == [True, False, True, False]
 
 
+def test_a_long_training_shows_its_epochs_and_a_short_one_does_not(monkeypatch, capsys):
+    model, images, labels = noise_images(20)
+    train(model, images, labels, epochs=3, generator=generator())
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr("utils.training.PATIENCE", 0)
+    train(model, images, labels, epochs=3, generator=generator())
+    assert "epochs: " in capsys.readouterr().err
+
+
 def test_augment_sees_every_batch_and_the_generator():
     model, images, labels = noise_images(5)
     seen = []

@@ -8,9 +8,11 @@ from pathlib import Path
 import torch
 from torch import nn
 from torch.nn import functional as F
+from tqdm import tqdm
 
-from utils import runs
+from utils import distributed, runs
 
+PATIENCE = 5.0  # seconds after which a training shows its epochs
 PRECISIONS = ("fp32", "tf32", "bf16")
 
 
@@ -147,7 +149,9 @@ def train(
     model.to(memory_format=torch.channels_last)
     optimizer = make_optimizer(model, max_lr=max_lr, momentum=momentum, weight_decay=weight_decay)
     history = load_epochs(checkpoint, model, optimizer, generator) if checkpoint else []
-    for epoch in range(len(history), epochs):
+    left = range(len(history), epochs)
+    bar = {"desc": "epochs", "initial": len(history), "total": epochs, "leave": False, "delay": PATIENCE}
+    for epoch in tqdm(left, disable=distributed.rank() > 0, **bar):
         if history and not math.isfinite(history[-1]["loss"]):
             break
         loss, accuracy = train_epoch(
