@@ -6,8 +6,8 @@ test it on fresh samples of D(v). The map of test accuracy over the Fourier imag
     python directional_bias.py --arch lenet
 
 trains on the 130 distinct cells of the published 16×16 map. Expect for LeNet lobes of up to 80 % at low frequencies
-and chance (50 %) elsewhere, mean 56 %; 100 % everywhere for LogReg, and for LeNet with --no-pooling --sigma 1. The
-accuracy of one cell varies by about 2 points (standard deviation) from one training to the next.
+and chance (50 %) elsewhere, mean 56 %; for LogReg 100 % everywhere; for LeNet with --no-pooling --sigma 1 above 99.8 %
+at the 22 cells tried. The accuracy of one cell varies by about 2 points (standard deviation) between trainings.
 """
 
 import math
@@ -139,7 +139,7 @@ def run(args: Namespace, items: list[tuple[int, ...]], nads: torch.Tensor | None
 
     runs.finish(
         args.output, settings(args, nads), row_keys(args.directions), items, train_item,
-        lambda rows: report(rows, args), what=f"directions, {args.arch},",
+        lambda rows: report(rows, args), what=f"{args.arch}, directions",
     )  # fmt: skip
 
 
@@ -294,6 +294,7 @@ def parse_arguments(argv: list[str] | None) -> Namespace:
         args.nads = ROOT / "NADs" / f"{paper_name(args.arch)}_NADs.npy"
     if args.output is None:
         variant = "-nopooling" if args.no_pooling else ""
+        variant += f"-sigma{args.sigma:g}" if args.sigma != SIGMA[args.directions] else ""
         args.output = Path("runs/directional_bias") / f"{paper_name(args.arch)}{variant}-{args.directions}"
     return args
 

@@ -12,8 +12,8 @@ Two estimators of the same covariance:
             zero and variance σ_w², so E[g gᵀ | trunk] = σ_w² Δ Δᵀ with Δ the differences of the features: the last
             layer is integrated out exactly, and a trunk is worth many sampled networks (Rao-Blackwell).
 
-Expect for LeNet a first singular value of 0.189 and a last one of 0.0023. Two halves of the networks agree to 0.97 on
-the first 100 directions (marginal, 4,000 networks).
+Expect for LeNet a first singular value of 0.19 and a last one of 0.0024 (published: 0.189, 0.0023). Two halves of 4,000
+networks agree to 0.97 on the first 100 directions.
 """
 
 import math
@@ -176,7 +176,7 @@ def run(args: Namespace, evaluation: dict[str, Any]) -> None:
                 agreement = math.nan
                 if min(half.num_networks for half in drawn.halves) > 1:
                     found = drawn.agreement(args.agreement_k) if rank == 0 else 0.0
-                    agreement = float(distributed.sum_over_ranks(torch.tensor(found)))  # rank 0 decides for all
+                    agreement = distributed.sum_over_ranks(torch.tensor(found).double()).item()  # rank 0 decides
                 bar.set_postfix(networks=num_networks, agreement=f"{agreement:.3f}")
                 if args.until_agreement and agreement >= args.until_agreement:
                     break
@@ -200,8 +200,10 @@ def estimate(args: Namespace, evaluation: dict[str, Any]) -> None:
         sums.halves[number].rows.cpu()  # waits for the device
         seconds.append(time.perf_counter() - start)
     network = draw_network(args.arch, 0, num_channels=args.num_channels, image_size=args.image_size)
+    weights, *_, fan_ins = sums.weights.tolist()
+    num_features = fan_ins / weights if weights else 1
     # Forward passes of the plain way: two a pixel, or one and, for each feature, a backward pass of two.
-    passes = 2 * point.numel() if args.jacobian == "differences" else 1 + 2 * max(1, int(sums.weights[0]))
+    passes = 2 * point.numel() if args.jacobian == "differences" else 1 + 2 * num_features
     if distributed.rank() == 0:
         print_estimate(
             f"networks of {paper_name(args.arch)}" + (" at most" if args.until_agreement else ""),

@@ -148,6 +148,12 @@ def checkpoint_of(item: tuple[int, ...], args: Namespace) -> Path:
     return args.output / f"checkpoint-{item_name(item, args)}.pt"
 
 
+def remove_old_checkpoints(args: Namespace) -> None:
+    """Remove the checkpoints of trainings that have their row; sooner, and a kill in between would cost a training."""
+    for item in runs.done_items(args.output, row_keys(args)):
+        checkpoint_of(item, args).unlink(missing_ok=True)
+
+
 def item_title(item: tuple[int, ...], args: Namespace) -> str:
     """A training in words."""
     what = {"flip": "flipped images", "none": "original images", "poison": f"poisoned along NAD {item[0]}"}
@@ -169,7 +175,7 @@ def run(args: Namespace, items: list[tuple[int, ...]], nads: torch.Tensor | None
     basis = None if nads is None else nads.to(device)
     runs.finish(
         args.output, settings(args, nads), row_keys(args), items, lambda item: train_item(item, data, basis, args),
-        lambda rows: report(rows, args), what=f"trainings, {args.arch},",
+        lambda rows: report(rows, args), what=f"{args.arch}, trainings",
     )  # fmt: skip
 
 
@@ -215,6 +221,7 @@ def train_item(
     item: tuple[int, ...], data: cifar.ImageData, nads: torch.Tensor | None, args: Namespace
 ) -> dict[str, float]:
     """One training of the run, from its images to its history, weights, figures and the numbers of its row."""
+    remove_old_checkpoints(args)
     folder, name = args.output, item_name(item, args)
     mean, std = normalization(data, args)
     images = prepare(
@@ -275,13 +282,12 @@ def normalization(data: cifar.ImageData, args: Namespace) -> tuple[tuple[float, 
 def report(rows: list[dict[str, str]], args: Namespace) -> None:
     """Print the accuracies, and draw them over the NAD index where there are several."""
     folder, keys = args.output, row_keys(args)
-    for item in runs.done_items(folder, keys):
-        checkpoint_of(item, args).unlink(missing_ok=True)
+    remove_old_checkpoints(args)
     runs.print_diverged(rows, keys, args.max_lr)
     results = runs.mean_and_spread(rows, keys[:-1])
     for index, (mean, spread) in results.items():
         what = f"NAD {index[0]}" if index else args.transform
-        repeated = f" ± {spread:.1f} over its repetitions" if math.isfinite(spread) else ""
+        repeated = f" ± {spread:.1f} (standard deviation over repetitions)" if math.isfinite(spread) else ""
         print(f"clean test accuracy, {what}: {mean:.1f} %{repeated}")
     if len(results) > 1:
         label = paper_name(args.arch)

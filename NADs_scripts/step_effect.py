@@ -3,8 +3,8 @@
     python NADs_scripts/step_effect.py
 
 LeNet, 400 networks a step, the last layer integrated out; overlap with the shipped NADs/LeNet_NADs.npy (step 100).
-The exact gradient (autograd) is that of the one linear region around the point, where a step of 100 crosses many: its
-spectrum is flatter and its directions are others.
+The exact gradient (autograd) sees only the linear region around the point, while a step of 100 crosses many: its
+spectrum is flatter and its directions differ.
 """
 
 import sys

@@ -21,8 +21,8 @@ class LeNet(nn.Module):
         ValueError: the image is too small for the layers.
     """
 
-    # 6 channels do not vectorise; oneDNN's own layout pads them to 16. See `utils.training.logits_of`. It wants the
-    # stride of a pool named, and ends before the linear layers.
+    # 6 channels do not vectorise; oneDNN's own layout pads them to 16, see `utils.training.logits_of`. Its pools need
+    # their stride given, and it ends before the linear layers.
     takes_mkldnn = True
 
     def __init__(self, num_channels: int = 3, num_classes: int = 10, *, image_size: int = 32, pooling: bool = True):

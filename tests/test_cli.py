@@ -2,6 +2,7 @@
 
 import argparse
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -92,10 +93,19 @@ def test_bad_input_and_unusable_files_end_in_one_line_and_code_2(capsys, error):
     assert "error: bad value" in message or "error: [Errno 28] No space left on device: 'a/b'" in message
 
 
-def test_mistakes_in_the_code_keep_their_traceback():
+@pytest.mark.parametrize("error", [KeyError("a bug"), RuntimeError("shapes do not match")])
+def test_mistakes_in_the_code_keep_their_traceback(error):
     @cli.one_line_errors
     def fail():
-        raise KeyError("a bug")
+        raise error
 
-    with pytest.raises(KeyError):
+    with pytest.raises(type(error)):
         fail()
+
+
+@pytest.mark.parametrize("work", [lambda: torch.empty(2**60), lambda: np.empty(2**60), lambda: bytearray(2**62)])
+def test_too_little_memory_is_said_in_one_line(capsys, work):
+    with pytest.raises(SystemExit, match="2"):
+        cli.one_line_errors(work)()
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1 and len(message.split("error: ")[1]) > 5

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from NADs_scripts import compare
+from NADs_scripts.sampling_effect import sampled_spectrum
 
 SPECTRUM = np.geomspace(2, 0.01, 64).astype(np.float32)
 
@@ -104,3 +105,12 @@ def test_files_that_cannot_be_read_or_are_not_of_one_size_are_refused(tmp_path, 
 def test_a_spectrum_of_another_length_is_refused(tmp_path, capsys, values):
     a = save(tmp_path, "A", basis(), values)
     assert "A_eigenvals.npy has shape" in refusal([a, a], capsys)
+
+
+def test_a_sample_of_a_flat_spectrum_has_the_edges_of_marchenko_and_pastur():
+    number, dimension, variance = 4_000, 400, 4.0
+    values = sampled_spectrum(np.full(dimension, (9999 * variance) ** 0.5), number)
+    ratio = (dimension / number) ** 0.5
+    edges = np.sqrt(number * variance) * np.array([1 + ratio, 1 - ratio])
+    np.testing.assert_allclose(values[[0, -1]], edges, rtol=0.02)
+    assert np.sqrt(np.mean(values**2)) == pytest.approx(np.sqrt(number * variance), rel=0.01)

@@ -345,6 +345,13 @@ def test_another_file_of_nads_on_the_same_folder_is_refused_and_a_copy_is_not(tm
     assert "nads was" in refusal(capsys, *TINY, *options, tmp_path / "other.npy", "--output", tmp_path / "run")
 
 
+def test_runs_of_other_noise_or_without_pooling_have_folders_of_their_own():
+    options = (["--sigma", "3"], ["--sigma", "1"], ["--no-pooling"], ["--no-pooling", "--sigma", "1"])
+    names = [parse_arguments(["--arch", "lenet", *option]).output.name for option in options]
+    ending = ("-fourier", "-sigma1-fourier", "-nopooling-fourier", "-nopooling-sigma1-fourier")
+    assert names == [f"LeNet{end}" for end in ending]
+
+
 def test_another_spelling_of_the_architecture_is_the_same_run(tmp_path):
     start(tmp_path, "--frequency", 2, 0)
     start(tmp_path, "--frequency", 2, 0, "--arch", "LogReg")

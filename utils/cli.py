@@ -42,7 +42,7 @@ def one_line_errors(function: Callable[..., Any]) -> Callable[..., Any]:
             if isinstance(error, RuntimeError) and "allocate" not in str(error):  # torch's word, on CPU and GPU
                 raise
             print(
-                f"{Path(sys.argv[0]).name}: error: {' '.join(str(error).split())}",
+                f"{Path(sys.argv[0]).name}: error: {' '.join(str(error).split()) or type(error).__name__}",
                 file=sys.stderr,
                 flush=True,
             )

@@ -22,6 +22,7 @@ from tqdm import tqdm
 Item = TypeVar("Item")
 
 PEER_LOST = 3  # exit code of a rank that waits for one that has ended
+PARENT = os.getppid()  # as early as can be: it changes when the parent dies
 SMALL_MODEL_FLOPS = 20_000_000  # a forward pass of one image; LeNet has 0.8 million, VGG-11 306 million
 
 
@@ -132,7 +133,7 @@ def _launch(function: Callable[..., Any], args: tuple, device: torch.device, *, 
     keep_freed_memory()
     if "RANK" in os.environ:
         if "TORCHELASTIC_RUN_ID" in os.environ:  # launchers other than torchrun may end before their ranks
-            _end_with(os.getppid())
+            _end_with(PARENT)
         local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         _enter(function, args, 1 if small else max(1, num_cores() // local), "env://", None)
     elif device.type == "cpu" and small and num_cores() > 1:
@@ -163,7 +164,7 @@ def _end_with(parent: int) -> None:
 
     def watch() -> None:
         while os.getppid() == parent:
-            time.sleep(0.5)
+            time.sleep(0.1)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -9,7 +9,6 @@ import json
 import math
 import os
 import platform
-import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -137,7 +136,8 @@ def check_settings(folder: Path, settings: dict[str, Any]) -> None:
     ]
     if differing:
         raise ValueError(
-            f"{path.parent} holds a run with other settings ({'; '.join(differing)}): choose another folder"
+            f"{path.parent} holds a run with other settings ({'; '.join(differing)}): "
+            "give the same, or choose another folder"
         )
 
 
@@ -210,7 +210,7 @@ def read_published(path: Path, keys: Sequence[str], column: str) -> list[tuple[t
         if not found:
             raise ValueError("it has none")
         return found
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, csv.Error) as error:
         raise ValueError(
             f"{path} is not a CSV file with numbers in columns {', '.join((*keys, column))} "
             f"({type(error).__name__}: {error})"
@@ -226,10 +226,17 @@ def read_rows(path: Path, keys: Sequence[str] = ()) -> list[dict[str, str]]:
     if not path.exists():
         return []
     whole, _, _ = path.read_bytes().rpartition(b"\n")
-    rows = list(csv.DictReader(io.StringIO(whole.decode(errors="replace"))))
-    for line, row in enumerate(rows, start=2):
-        if None in row or None in row.values() or not all(re.fullmatch(r"-?\d+", row.get(key, "")) for key in keys):
-            raise ValueError(f"line {line} of {path} is damaged: delete the line, or the file to start again")
+    reader, rows = csv.DictReader(io.StringIO(whole.decode(errors="replace"))), []
+    try:
+        for row in reader:
+            for key in keys:
+                int(row[key])
+            if None in row or None in row.values():
+                raise ValueError
+            rows.append(row)
+    except (csv.Error, KeyError, TypeError, ValueError) as error:
+        line = reader.line_num + isinstance(error, csv.Error)  # raised before the line is counted
+        raise ValueError(f"line {line} of {path} is damaged: delete the line, or the file to start again") from None
     return rows
 
 

@@ -44,10 +44,11 @@ def logits_of(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """The logits (N, classes) of images x (N, C, H, W), laid out in memory as suits the model and the device.
 
     That is channels_last. On a CPU with AVX-512, where a vector is 16 floats, it is oneDNN's blocks of 16 channels for
-    a model that says, by an attribute `takes_mkldnn`, that it can be given them and gains.
+    a model whose class says, by an attribute `takes_mkldnn`, that it can be given them and gains.
     """
     blocks = (
-        getattr(model, "takes_mkldnn", False)
+        vars(type(model)).get("takes_mkldnn", False)  # not inherited: a subclass may have a forward of its own
+        and x.dtype == torch.float32
         and x.device.type == "cpu"
         and torch.backends.mkldnn.is_available()
         and torch.backends.cpu.get_cpu_capability() == "AVX512"
