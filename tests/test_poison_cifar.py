@@ -316,7 +316,7 @@ def test_a_folder_of_jpeg_images_goes_through_lenet_flipped_with_repetitions(tmp
     assert [row["repetition"] for row in found] == ["0", "1"] and found[0]["loss"] != found[1]["loss"]
     assert list(found[0]) == ["repetition", "loss", "train_accuracy", "test_accuracy"]
     accuracy = [float(row["test_accuracy"]) for row in found]
-    expected = f"flip: {np.mean(accuracy):.1f} % ± {np.std(accuracy, ddof=1):.1f} over its repetitions"
+    expected = f"flip: {np.mean(accuracy):.1f} % ± {np.std(accuracy, ddof=1):.1f} (standard deviation over repetitions)"
     assert f"clean test accuracy, {expected}" in capsys.readouterr().out
 
 
@@ -435,7 +435,7 @@ def test_a_repetition_that_diverged_is_named_and_left_out_of_the_mean(
     kept = [float(row["test_accuracy"]) for row in (found[0], found[2])]
     text = capsys.readouterr().out
     assert "1 of 3 trainings diverged and are left out (nad_index, repetition): [(0, 1)]" in text
-    assert f"NAD 0: {np.mean(kept):.1f} % ± {np.std(kept, ddof=1):.1f} over its repetitions" in text
+    assert f"NAD 0: {np.mean(kept):.1f} % ± {np.std(kept, ddof=1):.1f} (standard deviation over repetitions)" in text
 
 
 # --- Continuing
@@ -601,7 +601,7 @@ def test_ranks_share_the_trainings_and_the_rows_are_those_of_one(folder, nads_fi
         capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
-    assert result.stdout.count("clean test accuracy, NAD 0: ") == 1 and "over its repetitions" in result.stdout
+    assert result.stdout.count("clean test accuracy, NAD 0: ") == 1 and "(standard deviation over repetitions)" in result.stdout
     one = start("one", nads_file, *options[2:])
     assert len(rows(one)) == 4 and equal_runs(Path("ranks"), one) and names(Path("ranks")) == names(one)
 
