@@ -601,7 +601,8 @@ def test_ranks_share_the_trainings_and_the_rows_are_those_of_one(folder, nads_fi
         capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
-    assert result.stdout.count("clean test accuracy, NAD 0: ") == 1 and "(standard deviation over repetitions)" in result.stdout
+    assert result.stdout.count("clean test accuracy, NAD 0: ") == 1
+    assert "(standard deviation over repetitions)" in result.stdout
     one = start("one", nads_file, *options[2:])
     assert len(rows(one)) == 4 and equal_runs(Path("ranks"), one) and names(Path("ranks")) == names(one)
 
