@@ -167,21 +167,24 @@ def report(rows: list[dict[str, str]], args: Namespace) -> None:
     """Print what was found, save the map or the curve, and draw it."""
     folder = args.output
     name = paper_name(args.arch) + (" without pooling" if args.no_pooling else "")
-    runs.print_diverged(rows, row_keys(args.directions), args.max_lr)
+    noise = f", σ = {args.sigma:g}" if args.sigma != SIGMA[args.directions] else ""
+    runs.print_diverged(folder, rows, row_keys(args.directions), args.max_lr)
     results = runs.mean_and_spread(rows, KEYS[args.directions])
-    accuracies = {index: mean for index, (mean, _) in results.items()}
+    accuracies = {index: mean for index, (mean, _, _) in results.items()}
     if args.directions == "fourier":
         step = 2 if all(y % 2 == 0 and x % 2 == 0 for y, x in accuracies) else 1
         frequencies = frequency_grid(args.image_size, step)
         values = accuracy_map(accuracies, frequencies, args.image_size)
-        figure = plotting.accuracy_map_figure(values, frequencies, f"What {name} learns of D(v),\nv Fourier images")
+        title = f"What {name} learns of D(v),\nv Fourier images{noise}"
+        figure = plotting.accuracy_map_figure(values, frequencies, title)
     else:
         index = np.array([key[0] for key in results])
-        values, spread = np.array(list(results.values())).T
+        family = "NADs" if args.directions == "nads" else "random directions"
+        values, spread, _ = np.array(list(results.values())).T
         figure = plotting.curve_figure(
             index, {name: values}, spread={name: np.nan_to_num(spread)}, ylabel="test accuracy (%)",
             xlabel="NAD index" if args.directions == "nads" else "random direction",
-            title=f"What {name} learns of D(v), v {'NADs' if args.directions == 'nads' else 'random directions'}",
+            title=f"What {name} learns of D(v), v {family}{noise}",
             ylim=(min(45, values.min() - 2), 102),
         )  # fmt: skip
     runs.save_array(folder / "accuracy.npy", values)
@@ -191,7 +194,7 @@ def report(rows: list[dict[str, str]], args: Namespace) -> None:
         f"test accuracy over {measured.size} {'cells of the map' if args.directions == 'fourier' else 'directions'}: "
         f"mean {measured.mean():.1f} %, from {measured.min():.1f} to {measured.max():.1f}"
     )
-    spreads = [spread for _, spread in results.values() if math.isfinite(spread)]
+    spreads = [spread for _, spread, _ in results.values() if math.isfinite(spread)]
     if spreads:
         print(f"standard deviation over repetitions: {np.mean(spreads):.2f} points, the mean over directions")
     if args.published:

@@ -283,15 +283,15 @@ def report(rows: list[dict[str, str]], args: Namespace) -> None:
     """Print the accuracies, and draw them over the NAD index where there are several."""
     folder, keys = args.output, row_keys(args)
     remove_old_checkpoints(args)
-    runs.print_diverged(rows, keys, args.max_lr)
+    runs.print_diverged(folder, rows, keys, args.max_lr)
     results = runs.mean_and_spread(rows, keys[:-1])
-    for index, (mean, spread) in results.items():
+    for index, (mean, spread, number) in results.items():
         what = f"NAD {index[0]}" if index else args.transform
-        repeated = f" ± {spread:.1f} (standard deviation over repetitions)" if math.isfinite(spread) else ""
+        repeated = f" ± {spread:.1f} over {number} repetitions" if math.isfinite(spread) else ""
         print(f"clean test accuracy, {what}: {mean:.1f} %{repeated}")
     if len(results) > 1:
         label = paper_name(args.arch)
-        mean, spread = np.array(list(results.values())).T
+        mean, spread, _ = np.array(list(results.values())).T
         published = None
         if args.published:
             published = np.array([(index, accuracy) for (index,), accuracy in read_published(args)]).T

@@ -201,8 +201,8 @@ def test_trainings_that_all_diverged_are_an_error_that_names_the_rate(tmp_path, 
 def test_a_repetition_that_diverged_is_left_out_of_the_mean():
     values = [("0", "60"), ("1", "nan"), ("2", "70")]
     found = [{"nad_index": "4", "repetition": r, "test_accuracy": v} for r, v in values]
-    mean, spread = runs.mean_and_spread(found, ["nad_index"])[(4,)]
-    assert mean == 65 and spread == pytest.approx(50**0.5)
+    mean, spread, number = runs.mean_and_spread(found, ["nad_index"])[(4,)]
+    assert number == 2 and mean == 65 and spread == pytest.approx(50**0.5)
 
 
 # --- Against published numbers

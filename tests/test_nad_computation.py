@@ -17,11 +17,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import nad_computation
-from models import paper_name
+from models import build_model, paper_name
 from nad_computation import NUM_NETWORKS, ROOT, add_network, compute_nads, draw_network, look_points, nothing_drawn
 from utils import distributed
 from utils.covariance import NADs, log_variance_correlation, subspace_overlap
 from utils.directions import load_array, load_nads
+from utils.operations import forward_flops
 
 TINY = "tests.tiny_networks"
 PLAIN = f"{TINY}:plain"
@@ -437,6 +438,14 @@ def test_a_killed_run_continues_to_the_very_same_arrays(tmp_path):
 
 
 # --- The estimate
+
+
+def test_a_dry_run_of_the_exact_jacobian_counts_a_backward_pass_a_feature(tmp_path, capsys):
+    arch = f"{TINY}:ten_outputs"
+    nad_computation.main(arguments(tmp_path / "run", "--jacobian", "autograd", "--dry-run", arch=arch))
+    passes = 1 + 2 * 16  # of two each, for 16 features and not for 160 weights
+    flops = passes * forward_flops(build_model(arch, 1, 1, 8), (1, 8, 8))
+    assert f"operations: {flops:.2e} each" in capsys.readouterr().out
 
 
 def test_a_dry_run_says_what_there_is_to_do_and_writes_nothing(tmp_path, capsys):

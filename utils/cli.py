@@ -13,6 +13,7 @@ import torch
 from utils.training import PRECISIONS, precision_mode
 
 ARCH_HELP = "logreg, lenet, vgg11, resnet18, densenet121, torchvision:NAME, or package.module:factory"
+RECIPE = ("epochs", "batch_size", "max_lr", "momentum", "weight_decay", "clip_norm")  # of `add_training_arguments`
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -108,13 +109,10 @@ def add_model_arguments(parser: argparse.ArgumentParser, *, num_channels: int) -
     group.add_argument("--image-size", type=positive_int, default=32, help="height and width of the images")
 
 
-RECIPE = ("epochs", "batch_size", "max_lr", "momentum", "weight_decay", "clip_norm")
-
-
 def add_training_arguments(
     parser: argparse.ArgumentParser, *, epochs: int, max_lr: float, momentum: float, weight_decay: float
 ) -> None:
-    """The recipe, RECIPE; batch size and clipping are the same in both of the paper's trainings."""
+    """The recipe; batch size and clipping are the same in both of the paper's trainings."""
     group = parser.add_argument_group("training")
     group.add_argument("--epochs", type=positive_int, default=epochs, help="passes over the training set")
     group.add_argument("--batch-size", type=positive_int, default=128, help="samples a step")

@@ -57,8 +57,8 @@ def weight_statistics(layer: nn.Linear) -> torch.Tensor:
     """(number, Σw, Σw², number beyond 1/√fan_in, Σ fan_in) of a layer's weights, float64: they add up over networks."""
     weights = layer.weight.double()
     beyond = (weights.abs() > layer.in_features**-0.5 * (1 + 1e-6)).sum()
-    number, sums = weights.numel(), [weights.sum(), weights.square().sum(), beyond]
-    return torch.tensor([number, *map(float, sums), number * layer.in_features], dtype=torch.float64)
+    number, sums = weights.numel(), torch.stack([weights.sum(), weights.square().sum(), beyond.double()])
+    return torch.tensor([number, *sums.tolist(), number * layer.in_features], dtype=torch.float64)
 
 
 def check_zero_mean(statistics: torch.Tensor) -> None:

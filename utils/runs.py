@@ -21,6 +21,8 @@ from tqdm import tqdm
 
 from utils import distributed
 
+ROWS = "accuracies.csv"  # in a run's folder
+
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -141,9 +143,6 @@ def check_settings(folder: Path, settings: dict[str, Any]) -> None:
         )
 
 
-ROWS = "accuracies.csv"
-
-
 def finish(
     folder: Path, settings: dict[str, Any], keys: Sequence[str], items: Sequence[tuple[int, ...]],
     work: Callable[[tuple[int, ...]], dict[str, float]], report: Callable[[list[dict[str, str]]], None], *, what: str,
@@ -157,7 +156,7 @@ def finish(
         items: the values of the keys of all that is asked for.
         work: does one item, and returns the rest of its row.
         report: given all rows of the folder, in the order of their keys.
-        what: what an item is, in the plural.
+        what: name of the progress bar.
     """
     with open_run(folder, settings):
         with distributed.first_rank_first():
@@ -177,20 +176,22 @@ def done_items(folder: Path, keys: Sequence[str]) -> set[tuple[int, ...]]:
     return {tuple(int(row[key]) for key in keys) for row in read_rows(folder / ROWS, keys)}
 
 
-def mean_and_spread(rows: list[dict[str, str]], keys: Sequence[str]) -> dict[tuple[int, ...], tuple[float, float]]:
-    """Test accuracy over the rows that share their keys and did not diverge: mean, and standard deviation or nan."""
+def mean_and_spread(
+    rows: list[dict[str, str]], keys: Sequence[str]
+) -> dict[tuple[int, ...], tuple[float, float, int]]:
+    """Test accuracy of the rows that share their keys and did not diverge: mean, standard deviation or nan, number."""
     values: dict[tuple[int, ...], list[float]] = {}
     for row in rows:
         if math.isfinite(accuracy := float(row["test_accuracy"])):
             values.setdefault(tuple(int(row[key]) for key in keys), []).append(accuracy)
     return {
-        key: (float(np.mean(group)), float(np.std(group, ddof=1)) if len(group) > 1 else math.nan)
+        key: (float(np.mean(group)), float(np.std(group, ddof=1)) if len(group) > 1 else math.nan, len(group))
         for key, group in values.items()
     }
 
 
-def print_diverged(rows: list[dict[str, str]], keys: Sequence[str], max_lr: float) -> None:
-    """Say which trainings diverged.
+def print_diverged(folder: Path, rows: list[dict[str, str]], keys: Sequence[str], max_lr: float) -> None:
+    """Say which trainings of a run diverged.
 
     Raises:
         ValueError: all did.
@@ -199,7 +200,7 @@ def print_diverged(rows: list[dict[str, str]], keys: Sequence[str], max_lr: floa
     if diverged:
         print(f"{len(diverged)} of {len(rows)} trainings diverged and are left out ({', '.join(keys)}): {diverged}")
     if len(diverged) == len(rows):
-        raise ValueError(f"no training ended with a finite loss: try a smaller --max-lr than {max_lr}")
+        raise ValueError(f"no training in {folder} ended with a finite loss: try a smaller --max-lr than {max_lr}")
 
 
 def read_published(path: Path, keys: Sequence[str], column: str) -> list[tuple[tuple[int, ...], float]]:
