@@ -5,7 +5,6 @@ from models.lenet import LeNet
 from models.logreg import LogReg
 from models.registry import build_model, canonical_name, paper_name
 from models.resnet import ResNet18
-from models.transform import TransformLayer
 from models.vgg import VGG11, VGG11_bn
 
 __all__ = [
@@ -14,7 +13,6 @@ __all__ = [
     "LeNet",
     "LogReg",
     "ResNet18",
-    "TransformLayer",
     "VGG11_bn",
     "build_model",
     "canonical_name",

@@ -50,10 +50,7 @@ class DenseNet121(nn.Module):
     Args:
         num_channels: channels of the input images.
         num_classes: number of outputs.
-        image_size: height and width S of the input images, at least 32.
-
-    Raises:
-        ValueError: the image is too small for the pools.
+        image_size: height and width S of the input images; below 32 a ValueError.
     """
 
     def __init__(self, num_channels: int = 3, num_classes: int = 10, *, image_size: int = 32):

@@ -14,23 +14,15 @@ class LeNet(nn.Module):
     Args:
         num_channels: channels of the input images.
         num_classes: number of outputs.
-        image_size: height and width of the input images; at least 16, or 9 without pooling.
+        image_size: height and width S of the input images; below 16, or 9 without pooling, a ValueError.
         pooling: False for the ablation.
-
-    Raises:
-        ValueError: the image is too small for the layers.
     """
-
-    # 6 channels do not vectorise; oneDNN's own layout pads them to 16, see `utils.training.logits_of`. Its pools need
-    # their stride given, and it ends before the linear layers.
-    takes_mkldnn = True
 
     def __init__(self, num_channels: int = 3, num_classes: int = 10, *, image_size: int = 32, pooling: bool = True):
         super().__init__()
-        smallest = 16 if pooling else 9
-        if image_size < smallest:
-            name = "LeNet" if pooling else "LeNet without pooling"
-            raise ValueError(f"{name} needs images of at least {smallest}x{smallest}, got image_size={image_size}")
+        least, ablated = (16, "") if pooling else (9, " without pooling")
+        if image_size < least:
+            raise ValueError(f"LeNet{ablated} needs images of at least {least}x{least}, got image_size={image_size}")
         side = ((image_size - 4) // 2 - 4) // 2 if pooling else image_size - 8
         self.pooling = pooling
         self.conv1 = nn.Conv2d(num_channels, 6, 5)
@@ -41,12 +33,12 @@ class LeNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images (N, C, S, S) to logits (N, num_classes)."""
-        # Pooling before the ReLU is the same function (both are monotone) for a quarter of the ReLU's work.
-        x = self.conv1(x)  # (N, 6, 28, 28)
-        x = F.relu(F.max_pool2d(x, 2, 2) if self.pooling else x)  # (N, 6, 14, 14)
-        x = self.conv2(x)  # (N, 16, 10, 10); without pooling (N, 16, 24, 24)
-        x = F.relu(F.max_pool2d(x, 2, 2) if self.pooling else x)  # (N, 16, 5, 5)
-        x = (x.to_dense() if x.is_mkldnn else x).flatten(1)  # (N, 400); without pooling (N, 9216)
-        x = F.relu(self.fc1(x))  # (N, 120)
+        x = F.relu(self.conv1(x))  # (N, 6, 28, 28)
+        if self.pooling:
+            x = F.max_pool2d(x, 2)  # (N, 6, 14, 14)
+        x = F.relu(self.conv2(x))  # (N, 16, 10, 10); without pooling (N, 16, 24, 24)
+        if self.pooling:
+            x = F.max_pool2d(x, 2)  # (N, 16, 5, 5)
+        x = F.relu(self.fc1(x.flatten(1)))  # (N, 120), from 400 inputs; without pooling from 9216
         x = F.relu(self.fc2(x))  # (N, 84)
         return self.fc3(x)

@@ -11,7 +11,7 @@ class LogReg(nn.Module):
         num_classes: number of outputs.
     """
 
-    def __init__(self, input_dim: int, num_classes: int):
+    def __init__(self, input_dim: int = 32 * 32, num_classes: int = 10):
         super().__init__()
         self.output_fc = nn.Linear(input_dim, num_classes)
 

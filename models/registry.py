@@ -6,7 +6,8 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import torch
@@ -19,48 +20,32 @@ from models.logreg import LogReg
 from models.resnet import ResNet18
 from models.vgg import VGG11, VGG11_bn
 
-
-def _logreg(num_channels: int, num_classes: int, image_size: int) -> LogReg:
-    return LogReg(num_channels * image_size * image_size, num_classes)
-
-
-# Canonical name -> factory. The paper's VGG-11 has batch norm; vgg11plain is the one without.
-ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
-    "logreg": _logreg,
-    "lenet": LeNet,
-    "vgg11": VGG11_bn,
-    "vgg11plain": VGG11,
-    "resnet18": ResNet18,
-    "densenet121": DenseNet121,
+# Paper's name -> factory. The paper's VGG-11 has batch norm; VGG11plain is the one without.
+_FACTORIES: dict[str, Callable[..., nn.Module]] = {
+    "LogReg": lambda num_channels, num_classes, image_size: LogReg(num_channels * image_size**2, num_classes),
+    "LeNet": LeNet,
+    "VGG11": VGG11_bn,
+    "VGG11plain": VGG11,
+    "ResNet18": ResNet18,
+    "DenseNet121": DenseNet121,
 }
+ARCHITECTURES = {name.lower(): factory for name, factory in _FACTORIES.items()}
+PAPER_NAMES = {name.lower(): name for name in _FACTORIES}
 ALIASES = {"vgg11bn": "vgg11"}
-PAPER_NAMES = {
-    "logreg": "LogReg",
-    "lenet": "LeNet",
-    "vgg11": "VGG11",
-    "vgg11plain": "VGG11plain",
-    "resnet18": "ResNet18",
-    "densenet121": "DenseNet121",
-}
 
 
 def canonical_name(arch: str) -> str:
     """Return the key of `ARCHITECTURES` that a name means: "ResNet-18" gives "resnet18".
 
-    `torchvision:NAME` and `package.module:factory` come back as they are, unchecked.
-
-    Raises:
-        ValueError: the name is unknown.
+    `torchvision:NAME` and `package.module:factory` come back unchecked; any other unknown name is a ValueError.
     """
     if ":" in arch:
         return arch
     key = re.sub(r"[\W_]+", "", arch.lower())
     key = ALIASES.get(key, key)
     if key not in ARCHITECTURES:
-        raise ValueError(
-            f"unknown architecture {arch!r}{_near(key, ARCHITECTURES)} "
-            f"(known: {', '.join(ARCHITECTURES)}, torchvision:NAME, package.module:factory)"
-        )
+        known = ", ".join([*ARCHITECTURES, "torchvision:NAME", "package.module:factory"])
+        raise ValueError(f"unknown architecture {arch!r}{_near(key, ARCHITECTURES)} (known: {known})")
     return key
 
 
@@ -76,38 +61,38 @@ def build_model(
     """Build a freshly initialised network, in training mode, that maps (N, C, S, S) to (N, num_classes).
 
     Args:
-        arch: one of three forms.
-            A paper name (`logreg lenet vgg11 vgg11plain resnet18 densenet121`), case and punctuation
-            forgiven. `vgg11` is the one with batch norm, `vgg11plain` the one without.
-            `torchvision:NAME`, a classification model of torchvision, untrained. For other than 3 channels
-            its first convolution is exchanged before the model initialises it, in the model's own way.
-            `package.module:factory`, found on the import path or in the working directory, and called with
-            those of the four arguments below that it accepts, by name.
+        arch: a paper name, case and punctuation forgiven (`vgg11` has batch norm, `vgg11plain` has none); or
+            `torchvision:NAME`, an untrained classification model; or `package.module:factory`, found on the import
+            path or in the working directory, and called with those of the arguments below that it accepts, by name.
         num_channels: channels C of the images.
         num_classes: number of outputs.
         image_size: height and width S of the images.
-        pooling: False for the ablation without pooling, which `lenet` and `resnet18` have (and a factory that
-            accepts the argument).
+        pooling: False for the ablation without pooling, if the architecture has one (`lenet` and `resnet18` do).
 
     Raises:
-        ValueError: one of the arguments does not fit, said in one line. What a user's own factory raises
-            passes through.
+        ValueError: anything does not fit, said in one line. What a user's own factory raises passes through.
     """
     arguments = {"num_channels": num_channels, "num_classes": num_classes, "image_size": image_size}
     for name, value in arguments.items():
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"{name}={value!r} must be a positive integer")
     arch = canonical_name(arch)
-    if arch in ARCHITECTURES:
-        factory = ARCHITECTURES[arch]
-    elif arch.startswith("torchvision:"):
+    if arch.startswith("torchvision:"):
         factory = partial(_torchvision_model, arch.removeprefix("torchvision:"))
     else:
-        factory = _import_factory(arch)
+        factory = ARCHITECTURES.get(arch) or _import_factory(arch)
     model = _call_accepted(factory, arch, arguments | {"pooling": pooling})
     if not isinstance(model, nn.Module):
         raise ValueError(f"{arch} returned a {type(model).__name__}; expected a torch.nn.Module")
-    return model
+    parameter = next(model.parameters(), None)
+    if parameter is None:
+        raise ValueError(f"a {type(model).__name__} without parameters has nothing to draw or to train")
+    blank = torch.zeros(1, num_channels, image_size, image_size, device=parameter.device)
+    takes = f"the network does not take {num_channels}x{image_size}x{image_size} images"
+    # In eval mode, so that neither the batch norms' statistics nor the random state change.
+    with torch.no_grad(), _refusing(takes, RuntimeError, ValueError, AssertionError):
+        model.eval()(blank)
+    return model.train()
 
 
 def _near(name: str, names: Iterable[str]) -> str:
@@ -115,8 +100,15 @@ def _near(name: str, names: Iterable[str]) -> str:
     return f": did you mean {' or '.join(matches)}?" if matches else ""
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+@contextmanager
+def _refusing(what: str, *kinds: type[Exception]) -> Iterator[None]:
+    """Turn an error of these kinds into a ValueError of one line. Of `Exception`, the line also names the kind."""
+    try:
+        yield
+    except kinds as error:
+        line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        kind = f"{type(error).__name__}: " if Exception in kinds else ""
+        raise ValueError(f"{what}: {kind}{line}") from error
 
 
 def _call_accepted(factory: Callable[..., nn.Module], arch: str, arguments: dict) -> nn.Module:
@@ -126,11 +118,8 @@ def _call_accepted(factory: Callable[..., nn.Module], arch: str, arguments: dict
         if "pooling" not in signature.parameters and not arguments["pooling"]:
             raise ValueError(f"{arch} does not accept pooling=False (lenet and resnet18 do)")
         arguments = {name: value for name, value in arguments.items() if name in signature.parameters}
-    try:
+    with _refusing(f"{arch} cannot be called with {', '.join(arguments) or 'no arguments'}", TypeError):
         signature.bind(**arguments)
-    except TypeError as error:
-        given = ", ".join(arguments) or "no arguments"
-        raise ValueError(f"{arch} cannot be called with {given}: {error}") from error
     return factory(**arguments)
 
 
@@ -140,17 +129,12 @@ def _import_factory(arch: str) -> Callable[..., nn.Module]:
     # A script's own folder is on the path, not the one it is started from. This goes last, to shadow nothing.
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
-    try:
+    with _refusing(f"cannot import {module_name!r} of {arch!r}", Exception):  # the user's module can fail in any way
         module = importlib.import_module(module_name)
-    except Exception as error:  # the user's module can fail in any way
-        raise ValueError(
-            f"cannot import {module_name!r} of {arch!r}: {type(error).__name__}: {_first_line(error)}"
-        ) from error
     factory = getattr(module, attribute, None)
-    if factory is None:
-        raise ValueError(f"module {module_name!r} has no {attribute!r}{_near(attribute, dir(module))} (from {arch!r})")
     if not callable(factory):
-        raise ValueError(f"{arch} is a {type(factory).__name__}; expected a callable that returns a torch.nn.Module")
+        near = _near(attribute, set(dir(module)) - {attribute})
+        raise ValueError(f"module {module_name!r} has no function or class {attribute!r}{near}")
     return factory
 
 
@@ -170,44 +154,14 @@ def _torchvision_model(name: str, num_channels: int, num_classes: int, image_siz
     elif key.startswith("maxvit_"):
         options["input_size"] = (image_size, image_size)
 
-    replaced = num_channels == 3
-
     def adapt_first_conv(_parent: nn.Module, _name: str, module: nn.Module | None) -> nn.Module | None:
-        nonlocal replaced
-        if replaced or not isinstance(module, nn.Conv2d) or module.in_channels != 3:
+        if num_channels == 3 or not isinstance(module, nn.Conv2d) or module.in_channels != 3:
             return None
-        replaced = True
-        return nn.Conv2d(
-            num_channels,
-            module.out_channels,
-            module.kernel_size,
-            stride=module.stride,
-            padding=module.padding,
-            dilation=module.dilation,
-            bias=module.bias is not None,
-            padding_mode=module.padding_mode,
-        )
+        same = ("out_channels", "kernel_size", "stride", "padding", "dilation", "padding_mode")
+        return nn.Conv2d(num_channels, bias=module.bias is not None, **{key: getattr(module, key) for key in same})
 
     # Exchanged as the model is put together, not after: so the model's own initialisation, which differs from
     # one architecture to the next and may depend on the fan-in, draws the weights of this convolution too.
-    hook = register_module_module_registration_hook(adapt_first_conv)
-    try:
-        model = torchvision.models.get_model(key, **options)
-        _check_takes(model, num_channels, image_size)
-    except (RuntimeError, ValueError, AssertionError) as error:
-        size = f"{num_channels}x{image_size}x{image_size}"
-        raise ValueError(f"torchvision:{key} does not take {size} images: {_first_line(error)}") from error
-    finally:
-        hook.remove()
-    if not replaced:
-        raise ValueError(f"torchvision:{key} has no convolution on 3 channels to adapt to num_channels={num_channels}")
-    return model
-
-
-@torch.no_grad()
-def _check_takes(model: nn.Module, num_channels: int, image_size: int) -> None:
-    """Run one blank image through; in eval mode, so that neither statistics nor the random state change."""
-    device = next(model.parameters()).device
-    model.eval()
-    model(torch.zeros(1, num_channels, image_size, image_size, device=device))
-    model.train()
+    refusing = _refusing(f"the network does not take {image_size}x{image_size} images", ValueError, AssertionError)
+    with register_module_module_registration_hook(adapt_first_conv), refusing:
+        return torchvision.models.get_model(key, **options)

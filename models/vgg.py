@@ -22,10 +22,7 @@ class VGG11(nn.Module):
     Args:
         num_channels: channels of the input images.
         num_classes: number of outputs.
-        image_size: height and width S of the input images, at least 32.
-
-    Raises:
-        ValueError: the image is too small for five max-pools.
+        image_size: height and width S of the input images; below 32 a ValueError.
     """
 
     batch_norm = False
@@ -44,8 +41,7 @@ class VGG11(nn.Module):
                 layers.append(nn.ReLU(inplace=True))
                 in_channels = out_channels
             layers.append(nn.MaxPool2d(2))
-        layers.append(nn.AvgPool2d(1))
-        self.features = nn.Sequential(*layers)
+        self.features = nn.Sequential(*layers, nn.AvgPool2d(1))
         self.classifier = nn.Sequential(
             nn.Linear(in_channels * (image_size // 32) ** 2, HIDDEN),
             nn.ReLU(),

@@ -2,9 +2,8 @@
 
 import hashlib
 import os
-import struct
 import tarfile
-import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,8 +14,8 @@ from PIL import Image
 from torchvision import datasets
 
 from tests.tiny_images import CIFAR10_CLASSES, draw, write_cifar10, write_folder
-from utils import cifar, runs
-from utils.cifar import channel_statistics, flip_and_crop, load_images
+from utils import cifar
+from utils.cifar import channel_statistics, load_images
 
 
 @pytest.fixture(autouse=True)
@@ -37,19 +36,8 @@ def same(one, other):
     )
 
 
-def image(*shape, dtype=np.uint8):
-    return np.random.default_rng(0).integers(0, 255, shape).astype(dtype)
-
-
-def sixteen_bits(value):
-    """A PNG file of 32×32 pixels in three channels of 16 bits, which PIL reads but does not write."""
-
-    def chunk(name, content):
-        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
-
-    rows = b"".join(b"\0" + struct.pack(">96H", *([value] * 96)) for _ in range(32))
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 32, 32, 16, 2, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+def image(*shape):
+    return np.random.default_rng(0).integers(0, 255, shape).astype(np.uint8)
 
 
 # --- CIFAR-10
@@ -58,8 +46,7 @@ def sixteen_bits(value):
 def test_cifar10_is_read_in_the_order_of_its_batches(tmp_path, monkeypatch):
     images, labels = write_cifar10(tmp_path, monkeypatch)
     data = load_images(tmp_path)
-    assert data.train_images.shape == (100, 3, 32, 32) and data.train_images.dtype == torch.uint8
-    assert data.train_images.is_contiguous()
+    assert data.train_images.dtype == torch.uint8 and data.train_images.is_contiguous()
     assert np.array_equal(data.train_images.permute(0, 2, 3, 1).numpy(), images)
     assert data.train_labels.tolist() == labels and data.train_labels.dtype == torch.int64
     assert data.test_images.shape == (20, 3, 32, 32) and data.test_labels.tolist() == [*range(10)] * 2
@@ -71,20 +58,14 @@ def test_cifar10_is_read_in_the_order_of_its_batches(tmp_path, monkeypatch):
 def test_a_damaged_file_of_cifar10_is_refused_by_its_checksum(tmp_path, monkeypatch, name, damage):
     write_cifar10(tmp_path, monkeypatch)
     path = tmp_path / "cifar-10-batches-py" / name
-    if damage == "missing":
-        path.unlink()
-    else:
-        content = bytearray(path.read_bytes())
-        content[-20] ^= 1
-        path.write_bytes(content)
+    path.unlink() if damage == "missing" else path.write_bytes(path.read_bytes()[:-1] + b"!")
     with pytest.raises(ValueError, match=r"there is no whole CIFAR-10 in .*corrupted.*--download"):
         load_images(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["", "no/such/folder"])
-def test_without_images_the_error_says_what_to_do(tmp_path, name):
+def test_without_images_the_error_says_what_to_do():
     with pytest.raises(ValueError, match=r"fetch it with --download, or name a folder with train/CLASS/\*.png"):
-        load_images(tmp_path / name)
+        load_images(Path("no/such/folder"))
 
 
 def test_download_unpacks_the_archive_once_its_checksum_fits(tmp_path, monkeypatch):
@@ -109,10 +90,9 @@ def test_a_folder_is_read_in_the_order_of_its_names(folder):
     assert data.classes == ("a", "b", "c")
     assert data.train_labels.tolist() == [0] * 8 + [1] * 8 + [2] * 8
     assert data.test_labels.tolist() == [0] * 6 + [1] * 6 + [2] * 6
-    expected = np.concatenate([draw(8, label, 0) for label in range(3)])
-    assert np.array_equal(data.train_images.permute(0, 2, 3, 1).numpy(), expected)
-    expected = np.concatenate([draw(6, label, 1) for label in range(3)])
-    assert np.array_equal(data.test_images.permute(0, 2, 3, 1).numpy(), expected)
+    for seed, (images, count) in enumerate([(data.train_images, 8), (data.test_images, 6)]):
+        expected = np.concatenate([draw(count, label, seed) for label in range(3)])
+        assert np.array_equal(images.permute(0, 2, 3, 1).numpy(), expected)
 
 
 def test_jpeg_and_png_and_capital_endings_are_read_and_other_files_are_not(folder):
@@ -133,9 +113,8 @@ def test_a_folder_is_decoded_once_with_a_progress_bar(folder, monkeypatch, capsy
     monkeypatch.setattr(cifar, "_decode", None)
     assert same(load_images(folder), first)
     assert capsys.readouterr().err == ""
-    with monkeypatch.context() as patch:  # by any name of the folder
-        patch.chdir(folder)
-        assert same(load_images(folder / ".." / "images", cache=folder / ".." / "runs" / "decoded"), first)
+    monkeypatch.chdir(folder)  # by any name of the folder
+    assert same(load_images(Path("../images"), cache=Path("../runs/decoded")), first)
 
 
 def test_a_changed_a_new_and_a_removed_image_are_decoded_again(folder):
@@ -148,57 +127,20 @@ def test_a_changed_a_new_and_a_removed_image_are_decoded_again(folder):
     assert torch.equal(load_images(folder).train_images, data.train_images[1:])
     Image.fromarray(draw(1, 0, 0)[0]).save(path)
     assert same(load_images(folder), data)
-
-
-def test_a_file_of_the_same_size_with_another_time_is_decoded_again(folder):
-    before = load_images(folder)
-    path = folder / "test" / "a" / "0.png"
-    stat = path.stat()
-    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
-    assert same(load_images(folder), before) and len(list((folder.parent / "runs" / "decoded").iterdir())) == 2
-
-
-def test_a_decoding_that_was_interrupted_leaves_no_cache(folder, monkeypatch):
-    decode, seen = cifar.Image.open, []
-
-    def interrupted(path):
-        seen.append(path)
-        if len(seen) == 30:  # among the test images
-            raise KeyboardInterrupt
-        return decode(path)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(cifar.Image, "open", interrupted)
-        load_images(folder)
-    assert not (folder.parent / "runs").exists()
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):  # while it is being written
-        patch.setattr(runs.os, "fsync", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
-        load_images(folder)
-    assert not list((folder.parent / "runs" / "decoded").iterdir())
-    assert load_images(folder).train_images.shape == (24, 3, 32, 32)
-
-
-def test_a_damaged_cache_is_refused_by_name(folder):
-    load_images(folder)
-    (cached,) = (folder.parent / "runs" / "decoded").iterdir()
-    cached.write_bytes(cached.read_bytes()[:1000])
-    with pytest.raises(ValueError, match=f"{cached.name} cannot be read .*: delete it"):
-        load_images(folder)
+    os.utime(path, ns=(0, 0))  # the same size at another time
+    assert same(load_images(folder), data) and len(list(Path("runs/decoded").iterdir())) == 5
 
 
 @pytest.mark.parametrize(
     ("content", "words"),
     [
         (Image.fromarray(image(32, 32)), "it is 32x32 of mode L: expected 32x32 of mode RGB (colour)"),
-        (Image.fromarray(image(32, 32, 4)), "it is 32x32 of mode RGBA"),
         (Image.fromarray(image(32, 32, 3)).quantize(16), "it is 32x32 of mode P"),
         (Image.fromarray(image(28, 32, 3)), "it is 28x32 of mode RGB: expected 32x32"),
-        (Image.fromarray(image(224, 224, 3)), "it is 224x224 of mode RGB"),
         (b"no image", "cannot identify image file"),
-        (b"", "cannot identify image file"),
         ("cut", "truncated"),
     ],
-    ids=["grey", "transparent", "palette", "28x32", "large", "no image", "empty", "cut"],
+    ids=["grey", "palette", "28x32", "no image", "cut"],
 )
 def test_an_image_that_does_not_fit_is_refused_by_name(folder, content, words):
     path = folder / "test" / "b" / "3.png"
@@ -215,11 +157,6 @@ def test_an_image_that_does_not_fit_is_refused_by_name(folder, content, words):
     assert not (folder.parent / "runs").exists()
 
 
-def test_a_png_of_16_bits_keeps_the_upper_8(folder):
-    (folder / "train" / "a" / "0.png").write_bytes(sixteen_bits(200 * 256 + 7))
-    assert load_images(folder).train_images[0].eq(200).all()
-
-
 def test_classes_in_only_one_of_train_and_test_are_named(folder):
     for split, name in (("train", "dog"), ("test", "cat")):
         (folder / split / name).mkdir()
@@ -228,18 +165,15 @@ def test_classes_in_only_one_of_train_and_test_are_named(folder):
         load_images(folder)
 
 
-@pytest.mark.parametrize("classes", [0, 1, 13])
-def test_other_than_2_to_12_classes_are_refused(tmp_path, classes):
+@pytest.mark.parametrize("classes", [0, 1, 2, 12, 13])
+def test_2_to_12_classes_are_read_and_others_are_refused(tmp_path, classes):
     (tmp_path / "images" / "train").mkdir(parents=True)
     write_folder(tmp_path / "images", classes=classes, train=1, test=1)
-    with pytest.raises(ValueError, match=f"has {classes} classes with images: expected 2 to 12"):
-        load_images(tmp_path / "images")
-
-
-@pytest.mark.parametrize("classes", [2, 12])
-def test_2_and_12_classes_are_read(tmp_path, classes):
-    data = load_images(write_folder(tmp_path / "images", classes=classes, train=1, test=1))
-    assert len(data.classes) == classes and data.train_labels.tolist() == list(range(classes))
+    if 2 <= classes <= 12:
+        assert load_images(tmp_path / "images").train_labels.tolist() == list(range(classes))
+    else:
+        with pytest.raises(ValueError, match=f"has {classes} classes with images: expected 2 to 12"):
+            load_images(tmp_path / "images")
 
 
 # --- Numbers
@@ -256,35 +190,15 @@ def test_the_measured_mean_and_standard_deviation_are_numpys(count, channels, se
     images = generator.integers(0, generator.integers(2, 257), (count, channels, 7, 5)).astype(np.uint8)
     mean, std = channel_statistics(torch.from_numpy(images))
     values = images.astype(np.float64) / 255
-    assert mean == pytest.approx(values.mean((0, 2, 3)), abs=1e-12)
-    assert std == pytest.approx(values.std((0, 2, 3)), abs=1e-12)
+    assert (*mean, *std) == pytest.approx([*values.mean((0, 2, 3)), *values.std((0, 2, 3))], abs=1e-12)
 
 
-@given(st.integers(1, 6), st.integers(1, 3), st.integers(5, 9), st.integers(5, 9), st.integers(0, 2**32 - 1))
-def test_flip_and_crop_mirrors_and_shifts_by_up_to_4_pixels(count, channels, height, width, seed):
-    images = torch.rand(count, channels, height, width, generator=torch.Generator().manual_seed(seed)) + 1
-    result = flip_and_crop(images, torch.Generator().manual_seed(seed))
-    assert result.shape == images.shape and result.dtype == images.dtype
-    assert torch.equal(result, flip_and_crop(images, torch.Generator().manual_seed(seed)))
-    for before, after in zip(images, result, strict=True):
-        padded = [torch.nn.functional.pad(x, (4, 4, 4, 4)) for x in (before, before.flip(2))]
-        crops = [p[:, y : y + height, x : x + width] for p in padded for y in range(9) for x in range(9)]
-        assert any(torch.equal(after, crop) for crop in crops)
-
-
-def test_flip_and_crop_draws_every_shift_and_half_of_the_mirrors():
-    images = torch.zeros(4000, 1, 9, 9)
-    images[:, 0, 4, 4], images[:, 0, 4, 5] = 1, 2  # stay inside; the 2 is right of the 1, or left if mirrored
-    result = flip_and_crop(images, torch.Generator().manual_seed(0)).flatten(1)
-    place = result.eq(1).float().argmax(1)
-    seen = result.eq(1).any(1)
-    assert len(place[seen].unique()) == 81
-    both = seen & result.eq(2).any(1)
-    mirrored = (result.eq(2).float().argmax(1) < place)[both].float().mean()
-    assert mirrored == pytest.approx(0.5, abs=0.04)
+def test_a_constant_channel_is_refused():
+    images = torch.stack([torch.arange(256, dtype=torch.uint8), torch.full((256,), 7)]).view(1, 2, 16, 16)
+    with pytest.raises(ValueError, match="a colour channel of the training images is constant"):
+        channel_statistics(images)
 
 
 def test_data_moves_to_a_device_whole(folder):
-    data = load_images(folder)
-    assert same(data.to(torch.device("cpu")), data)
-    assert data.to(torch.device("meta")).test_labels.device.type == "meta"
+    data = load_images(folder).to(torch.device("meta"))
+    assert {value.device.type for value in vars(data).values() if isinstance(value, torch.Tensor)} == {"meta"}

@@ -1,10 +1,12 @@
-"""NADs_scripts/compare.py: what it prints, and what it refuses in one line."""
+"""NADs_scripts: what compare.py prints and refuses; what the step and the number of samples do to a spectrum."""
 
 import numpy as np
 import pytest
 
-from NADs_scripts import compare
+from nad_computation import compute_nads
+from NADs_scripts import compare, step_effect
 from NADs_scripts.sampling_effect import sampled_spectrum
+from tests.helpers import refusal, rows
 
 SPECTRUM = np.geomspace(2, 0.01, 64).astype(np.float32)
 
@@ -13,104 +15,70 @@ def basis(dimension=64, seed=0):
     return np.linalg.qr(np.random.default_rng(seed).standard_normal((dimension, dimension)))[0].T.astype(np.float32)
 
 
-def save(folder, name, rows, values=None):
-    np.save(folder / f"{name}_NADs.npy", rows)
+def save(folder, name, directions, values=None):
+    np.save(folder / f"{name}_NADs.npy", directions)
     if values is not None:
         np.save(folder / f"{name}_eigenvals.npy", values)
     return str(folder / f"{name}_NADs.npy")
 
 
-def refusal(argv, capsys):
-    with pytest.raises(SystemExit) as exit_:
-        compare.main(argv)
-    error = capsys.readouterr().err
-    assert exit_.value.code == 2 and error.count("\n") == 1
-    return error
-
-
-def test_a_file_agrees_with_itself_scaled(tmp_path, capsys):
-    a = save(tmp_path, "A", basis(), SPECTRUM)
-    b = save(tmp_path, "B", basis(), 2 * SPECTRUM)
-    compare.main([a, b])
+@pytest.mark.parametrize(("rows_a", "rows_b", "values_b"), [(64, 64, 64), (64, 63, 63), (63, 63, 63), (63, 63, 64)])
+def test_a_file_agrees_with_itself_scaled_also_with_a_row_less(tmp_path, capsys, rows_a, rows_b, values_b):
+    a = save(tmp_path, "A", basis()[:rows_a], SPECTRUM[:rows_a])
+    compare.main([a, save(tmp_path, "B", basis()[:rows_b], 2 * SPECTRUM[:values_b])])
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines[:4]] == [f"overlap of the first {k:3d}" for k in (1, 5, 20, 50)]
     assert all(": 1.000 (by chance" in line for line in lines[:4])
-    assert lines[4:] == [
-        "correlation of log variances along B: 1.0000",
-        "median ratio of singular values:      0.500",
-    ]
+    ratio = "median ratio of singular values:      0.500"
+    assert lines[4:] == ["correlation of log variances along B: 1.0000", ratio]
 
 
-@pytest.mark.parametrize("rows_a", [64, 63])
-@pytest.mark.parametrize("values_b", [64, 63])
-def test_the_authors_files_of_one_row_less_are_accepted(tmp_path, capsys, rows_a, values_b):
-    a = save(tmp_path, "A", basis()[:rows_a], SPECTRUM[:rows_a])
-    b = save(tmp_path, "B", basis()[:63], SPECTRUM[:values_b])
-    compare.main([a, b])
-    out = capsys.readouterr().out
-    assert out.count(": 1.000 (by chance") == 4 and "1.0000\n" in out and out.endswith(" 1.000\n")
-
-
-def test_all_sizes_of_the_papers_images_are_compared_and_1023_rows_do(tmp_path, capsys):
-    rows = np.eye(1024, dtype=np.float32)
-    compare.main([save(tmp_path, "A", rows), save(tmp_path, "B", np.roll(rows, 100, axis=0)[:1023])])
-    out = capsys.readouterr().out.splitlines()
-    expected = [0, 0, 0, 0, 0, 0.5, 0.8]
-    sizes = (1, 5, 20, 50, 100, 200, 500)
-    lines = zip(sizes, expected, strict=True)
-    assert out == [f"overlap of the first {k:3d}: {v:.3f} (by chance {k / 1024:.3f})" for k, v in lines]
-
-
-@pytest.mark.parametrize("values", [(None, None), (SPECTRUM, None), (None, SPECTRUM)])
-def test_without_both_spectra_only_the_overlap_is_printed(tmp_path, capsys, values):
-    compare.main([save(tmp_path, "A", basis(), values[0]), save(tmp_path, "B", basis(seed=1), values[1])])
-    out = capsys.readouterr().out
-    assert out.count("overlap") == 4 and "variances" not in out
-
-
-def test_a_file_of_another_name_has_no_spectrum(tmp_path, capsys):
-    np.save(tmp_path / "a.npy", basis())
-    compare.main([str(tmp_path / "a.npy")] * 2)
-    assert "variances" not in capsys.readouterr().out
+def test_all_sizes_of_the_papers_images_are_compared_and_without_both_spectra_only_the_overlap(tmp_path, capsys):
+    identity = np.eye(1024, dtype=np.float32)
+    a = save(tmp_path, "A", identity, np.ones(1024))
+    compare.main([a, save(tmp_path, "B", np.roll(identity, 100, axis=0)[:1023])])
+    lines = zip((1, 5, 20, 50, 100, 200, 500), [0, 0, 0, 0, 0, 0.5, 0.8], strict=True)
+    expected = [f"overlap of the first {k:3d}: {v:.3f} (by chance {k / 1024:.3f})" for k, v in lines]
+    assert capsys.readouterr().out.splitlines() == expected
 
 
 @pytest.mark.parametrize(
-    ("rows", "words"),
-    [
-        (np.ones((64, 64)), "are not orthonormal"),
-        (np.eye(64)[:60], "has shape (60, 64)"),
-        (np.zeros(64), "has shape (64,)"),
-        (np.array(1.0), "has shape ()"),
-        (np.full((64, 64), np.nan), "are not orthonormal"),
-        (np.array(["a"]), "is not a readable .npy array"),
-        (np.zeros((0, 0)), ""),
-    ],
+    ("directions", "words"),
+    [(np.ones((64, 64)), "are not orthonormal"), (np.eye(64)[:60], "has shape (60, 64)"), (np.eye(32), "(32, 32)")],
 )
-def test_arrays_that_are_not_nads_are_refused(tmp_path, capsys, rows, words):
-    bad, good = save(tmp_path, "A", rows), save(tmp_path, "B", basis())
-    assert words in refusal([bad, good], capsys)
-    assert refusal([good, bad], capsys)
-
-
-def test_files_that_cannot_be_read_or_are_not_of_one_size_are_refused(tmp_path, capsys):
-    good = save(tmp_path, "A", basis())
-    assert "there is no array at" in refusal([good, str(tmp_path / "none.npy")], capsys)
-    (tmp_path / "text.npy").write_text("not an array")
-    assert "is not a readable .npy array" in refusal([str(tmp_path / "text.npy"), good], capsys)
-    assert "has shape (32, 32): expected (64, 64)" in refusal([good, save(tmp_path, "B", basis(32))], capsys)
-    assert "the following arguments are required: b" in refusal([good], capsys)
+def test_arrays_that_are_not_nads_of_one_size_are_refused(tmp_path, capsys, directions, words):
+    good, bad = save(tmp_path, "A", basis()), save(tmp_path, "B", directions)
+    assert words in refusal(capsys, compare.main, good, bad)
+    assert "there is no array at" in refusal(capsys, compare.main, good, tmp_path / "none.npy")
+    assert "the following arguments are required: b" in refusal(capsys, compare.main, good)
 
 
 @pytest.mark.parametrize("values", [SPECTRUM[:50], SPECTRUM[None], np.float32(1)])
 def test_a_spectrum_of_another_length_is_refused(tmp_path, capsys, values):
     a = save(tmp_path, "A", basis(), values)
-    assert "A_eigenvals.npy has shape" in refusal([a, a], capsys)
+    assert "A_eigenvals.npy has shape" in refusal(capsys, compare.main, a, a)
 
 
 def test_a_sample_of_a_flat_spectrum_has_the_edges_of_marchenko_and_pastur():
-    number, dimension, variance = 4_000, 400, 4.0
+    number, dimension, variance = 2_000, 200, 4.0
     values = sampled_spectrum(np.full(dimension, (9999 * variance) ** 0.5), number)
-    ratio = (dimension / number) ** 0.5
-    edges = np.sqrt(number * variance) * np.array([1 + ratio, 1 - ratio])
-    np.testing.assert_allclose(values[[0, -1]], edges, rtol=0.02)
+    edges = np.sqrt(number * variance) * (1 + np.array([1, -1]) * (dimension / number) ** 0.5)
+    np.testing.assert_allclose(values[[0, -1]], edges, rtol=0.03)
     assert np.sqrt(np.mean(values**2)) == pytest.approx(np.sqrt(number * variance), rel=0.01)
+
+
+def test_the_exact_gradient_is_the_limit_of_a_small_step_and_not_the_step_of_100():
+    options = {"num_networks": 8, "image_size": 16}
+    exact = step_effect.exact_nads("lenet", **options).singular_values[:20]
+    small, large = (compute_nads("lenet", step=step, **options)[0].singular_values[:20] for step in (1e-3, 100))
+    np.testing.assert_allclose(small, exact, rtol=1e-2)
+    assert not np.allclose(large, exact, rtol=5e-2)
+
+
+def test_the_effect_of_the_step_is_a_row_for_each_step_and_a_figure(tmp_path, monkeypatch):
+    monkeypatch.setattr(step_effect, "STEPS", ("100", "autograd"))
+    step_effect.main(["--num-networks", "2", "--output", str(tmp_path)])
+    far, exact = rows(tmp_path / "nad_step.csv")
+    assert (far["step"], exact["step"]) == ("s = 100", "autograd") and len(far) == 1 + 7 + 4
+    assert float(far["overlap_100"]) > 2 * float(exact["overlap_100"])
+    assert (tmp_path / "nad_step.png").read_bytes().startswith(b"\x89PNG")

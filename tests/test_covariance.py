@@ -12,14 +12,16 @@ from utils.covariance import (
     log_variance_correlation,
     median_singular_value_ratio,
     nads_from_covariance,
+    share_of_variance,
     subspace_overlap,
 )
 
 
-def sum_of(networks):
+def sum_of(networks, numbers=None):
+    """The sums over networks, rows (R, D) each, of these numbers."""
     total = GradientSum(networks[0].shape[1])
-    for rows in networks:
-        total.add(rows)
+    for number, rows in zip(numbers or range(len(networks)), networks, strict=True):
+        total.add(number, rows)
     return total
 
 
@@ -31,77 +33,82 @@ def covariance_of(basis, variances):
     return torch.from_numpy(basis.T @ (np.asarray(variances)[:, None] * basis))
 
 
-@given(number=st.integers(2, 40), dimension=st.integers(1, 8), offset=st.floats(-10, 10), seed=st.integers(0, 99))
-def test_the_streaming_covariance_is_numpys(number, dimension, offset, seed):
+@given(number=st.integers(4, 40), dimension=st.integers(1, 8), offset=st.floats(-10, 10), seed=st.integers(0, 99))
+def test_the_sampled_covariance_is_numpys_of_all_networks_and_of_each_half(number, dimension, offset, seed):
     gradients = torch.randn(number, dimension, generator=torch.Generator().manual_seed(seed)) + offset
-    expected = np.cov(gradients.double().numpy(), rowvar=False).reshape(dimension, dimension)
-    np.testing.assert_allclose(sum_of(gradients.split(1)).sampled_covariance(), expected, rtol=1e-9, atol=1e-10)
+    total = sum_of(gradients.split(1))
+    for halves, part in {(0, 1): gradients, (0,): gradients[::2], (1,): gradients[1::2]}.items():
+        expected = np.cov(part.double().numpy(), rowvar=False).reshape(dimension, dimension)
+        np.testing.assert_allclose(total.covariance("sampled", halves), expected, rtol=1e-9, atol=1e-10)
 
 
-def test_the_marginal_covariance_is_the_mean_of_the_networks_outer_products():
+def test_the_marginal_covariance_is_the_mean_of_the_networks_outer_products_and_the_halves_agree():
     networks = torch.randn(7, 5, 4, dtype=torch.float64)
-    expected = 0.3 * torch.einsum("nfi,nfj->ij", networks, networks) / 7
-    torch.testing.assert_close(sum_of(networks).marginal_covariance(0.3), expected)
+    total = sum_of(networks)
+    for halves, part in {(0, 1): networks, (0,): networks[::2], (1,): networks[1::2]}.items():
+        expected = torch.einsum("nfi,nfj->ij", part, part) / len(part)
+        torch.testing.assert_close(total.covariance("marginal", halves), expected)
+    assert total.agreement("marginal", 4) == pytest.approx(1) and 0 < total.agreement("marginal", 2) < 1
+    assert np.isnan(sum_of(networks[:3]).agreement("marginal", 2))
 
 
 @given(order=st.permutations(range(6)), cut=st.integers(1, 5))
 @settings(max_examples=30)
 def test_neither_the_order_of_the_networks_nor_a_division_into_parts_matters(order, cut):
     networks = torch.randn(6, 3, 5, generator=torch.Generator().manual_seed(0))
-    merged = sum_of(networks[order[:cut]])
-    merged.merge(sum_of(networks[order[cut:]]))
+    first, second = (sum_of(networks[part], part) for part in (order[:cut], order[cut:]))
+    merged = GradientSum.from_state(first.state(), "part-0.pt", 5)
+    merged.merge(GradientSum.from_state(second.state(), "part-1.pt", 5))
     whole = sum_of(networks)
-    assert merged.num_networks == whole.num_networks == 6
+    assert merged.numbers == whole.numbers == set(range(6))
     torch.testing.assert_close(merged.outer, whole.outer)
     torch.testing.assert_close(merged.rows, whole.rows)
 
 
-def test_the_state_holds_everything_and_adds_up():
-    a, b = sum_of(torch.randn(4, 2, 3)), sum_of(torch.randn(5, 2, 3))
-    again = GradientSum.from_state(a.state())
-    assert torch.equal(again.outer, a.outer) and torch.equal(again.rows, a.rows) and again.num_networks == 4
-    total = GradientSum.from_state(a.state() + b.state())
-    a.merge(b)
-    assert torch.equal(total.outer, a.outer) and torch.equal(total.rows, a.rows) and total.num_networks == 9
+@pytest.mark.parametrize("damage", [{"numbers": None}, {"outer": torch.zeros(2, 4, 4)}, {"rows": None}])
+def test_a_state_of_other_sums_is_refused_by_name(damage):
+    state = sum_of(torch.randn(2, 2, 3)).state()
+    for wrong in (state | damage, [1, 2], {}):
+        with pytest.raises(ValueError, match=r"^the checkpoint part-0.pt does not hold what it should"):
+            GradientSum.from_state(wrong, "part-0.pt", 3)
 
 
 def test_the_sums_are_float64():
     big = torch.tensor([[4096.0]])
-    total = sum_of([big, torch.tensor([[0.001]])])  # the square of the second vanishes beside the first in float32
-    assert total.outer.item() == pytest.approx(4096**2 + 1e-6, abs=1e-8)
+    total = sum_of([big, torch.tensor([[0.001]])], (0, 2))  # in float32 the second's square vanishes beside the first's
+    assert total.outer[0].item() == pytest.approx(4096**2 + 1e-6, abs=1e-8)
 
 
 @given(dimension=st.integers(2, 30), seed=st.integers(0, 99))
 @settings(max_examples=30)
 def test_the_nads_of_a_known_covariance_are_found_in_order(dimension, seed):
-    basis = random_basis(dimension, seed)
-    variances = 2.0 ** -np.arange(dimension)
+    basis, variances = random_basis(dimension, seed), 2.0 ** -np.arange(dimension)
     nads = nads_from_covariance(covariance_of(basis, variances))
     assert nads.directions.dtype == np.float32
     np.testing.assert_allclose(np.abs((nads.directions * basis).sum(1)), 1, atol=1e-5)
     np.testing.assert_allclose(nads.directions @ nads.directions.T, np.eye(dimension), atol=1e-6)
     np.testing.assert_allclose(nads.singular_values, np.sqrt(9999 * variances), rtol=1e-5)
-    assert (np.diff(nads.singular_values) <= 0).all()
 
 
-def test_the_sign_of_a_direction_survives_noise():
-    basis = random_basis(40)
-    covariance = covariance_of(basis, np.geomspace(1, 1e-4, 40))
-    directions = nads_from_covariance(covariance).directions
+def test_the_sign_of_a_direction_survives_noise_and_singular_values_are_never_nan():
+    covariance = covariance_of(random_basis(40), [*np.geomspace(1, 1e-4, 38), 0, 0])
+    nads = nads_from_covariance(covariance)
+    assert (nads.singular_values[38:] < 1e-4).all()  # a variance of zero may come out below it
     for seed in range(10):
         noise = torch.randn(40, 40, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
         noisy = nads_from_covariance(covariance + 1e-9 * (noise + noise.T)).directions
-        assert ((noisy * directions).sum(1) > 0.99).all()
+        assert ((noisy * nads.directions).sum(1)[:38] > 0.99).all()
 
 
-def test_the_singular_values_do_not_depend_on_the_number_of_networks_and_are_never_nan():
-    gradients = torch.randn(2000, 6, dtype=torch.float64)
-    few, all_ = (nads_from_covariance(sum_of(g.split(1)).sampled_covariance()) for g in (gradients[:1000], gradients))
-    np.testing.assert_allclose(few.singular_values, all_.singular_values, rtol=0.1)
-    centred = (gradients - gradients.mean(0)).numpy()
-    np.testing.assert_allclose(all_.singular_values * np.sqrt(1999 / 9999), np.linalg.svd(centred)[1], rtol=1e-9)
-    deficient = nads_from_covariance(sum_of(torch.randn(1, 2, 6)).marginal_covariance(1.0))  # rank 2 of 6
-    assert np.isfinite(deficient.singular_values).all() and (deficient.singular_values[2:] < 1e-4).all()
+@given(dimension=st.integers(1, 20), seed=st.integers(0, 99))
+def test_shares_of_the_variance_have_mean_1_over_a_basis_and_are_d_along_the_only_direction(dimension, seed):
+    covariance = covariance_of(random_basis(dimension, seed), np.random.default_rng(seed).exponential(size=dimension))
+    basis = torch.from_numpy(random_basis(dimension, seed + 100))
+    ones = torch.ones(dimension, dtype=torch.float64)
+    assert share_of_variance(covariance, basis).mean().item() == pytest.approx(1, rel=1e-12)
+    torch.testing.assert_close(share_of_variance(3 * torch.diag(ones), basis), ones)
+    along = share_of_variance(torch.outer(basis[0], basis[0]), basis)
+    torch.testing.assert_close(along, dimension * torch.eye(dimension, dtype=torch.float64)[0])
 
 
 @given(dimension=st.integers(2, 20), data=st.data())
@@ -109,54 +116,33 @@ def test_the_singular_values_do_not_depend_on_the_number_of_networks_and_are_nev
 def test_overlap_is_1_for_a_rotated_basis_of_the_same_subspace_symmetric_and_within_its_bounds(dimension, data):
     k = data.draw(st.integers(1, dimension))
     a, b = random_basis(dimension), random_basis(dimension, data.draw(st.integers(1, 99)))
-    rotated = random_basis(k, 7) @ a[:k]
-    assert subspace_overlap(a, rotated, k) == pytest.approx(1)
+    assert subspace_overlap(a, random_basis(k, 7) @ a[:k], k) == pytest.approx(1)
     assert subspace_overlap(a, b, k) == pytest.approx(subspace_overlap(b, a, k))
     assert max(0, 2 * k - dimension) / k - 1e-9 <= subspace_overlap(a, b, k) <= 1 + 1e-9
 
 
-def test_overlap_of_random_subspaces_is_k_by_d():
+def test_overlap_of_random_subspaces_is_k_by_d_and_beyond_the_directions_at_hand_refused():
     overlaps = [subspace_overlap(random_basis(40, seed), random_basis(40, seed + 1), 10) for seed in range(0, 100, 2)]
     assert np.mean(overlaps) == pytest.approx(10 / 40, abs=4 * np.std(overlaps) / 50**0.5)
-
-
-@pytest.mark.parametrize("k", [0, -1, 8, 100])
-def test_overlap_beyond_the_directions_at_hand_is_refused(k):
-    with pytest.raises(ValueError, match=rf"k={k} is beyond the directions at hand: expected 1 to 7"):
-        subspace_overlap(np.eye(8), np.eye(8)[:7], k)
-
-
-def test_a_spectrum_agrees_with_itself_and_with_any_multiple_of_itself():
-    values = np.geomspace(1, 1e-3, 12)
-    a, b = NADs(random_basis(12), values), NADs(random_basis(12), 3 * values)
-    assert log_variance_correlation(a, b) == pytest.approx(1)
-    assert median_singular_value_ratio(a, b) == pytest.approx(1 / 3)
+    for k in (0, -1, 8):
+        with pytest.raises(ValueError, match=rf"k={k} is beyond the directions at hand: expected 1 to 7"):
+            subspace_overlap(np.eye(8), np.eye(8)[:7], k)
 
 
 def test_log_variances_are_taken_along_the_rows_of_the_second():
     values_a, values_b = np.array([4.0, 2.0, 1.0]), np.array([3.0, 2.0, 1.5])
     turn = np.array([[0.6, 0.8, 0], [-0.8, 0.6, 0], [0, 0, 1.0]])  # rows of B in A's basis
-    along_b = turn**2 @ values_a**2
-    expected = np.corrcoef(np.log(along_b), np.log(values_b**2))[0, 1]
+    expected = np.corrcoef(np.log(turn**2 @ values_a**2), np.log(values_b**2))[0, 1]
     basis = random_basis(3)
     found = log_variance_correlation(NADs(basis, values_a), NADs(turn @ basis, values_b))
     assert found == pytest.approx(expected)
 
 
-@pytest.mark.parametrize(("rows_a", "rows_b"), [(16, 15), (15, 16), (15, 15)])
-def test_files_whose_last_direction_is_missing_can_be_compared(rows_a, rows_b):
-    basis, values = random_basis(16), np.geomspace(1, 1e-2, 16)
+@pytest.mark.parametrize(("rows_a", "rows_b"), [(16, 16), (16, 15), (15, 16), (15, 15)])
+def test_a_spectrum_agrees_with_any_multiple_of_itself_also_where_the_last_direction_is_missing(rows_a, rows_b):
+    basis, values = random_basis(16), np.array([*np.geomspace(1, 1e-2, 14), 0, 0])  # two directions without variance
     a, b = NADs(basis[:rows_a], values[:rows_a]), NADs(basis[:rows_b], 2 * values[:rows_b])
-    correlation = log_variance_correlation(a, b)
-    assert correlation == pytest.approx(1)
+    assert log_variance_correlation(a, b) == pytest.approx(1)
     assert median_singular_value_ratio(a, b) == pytest.approx(0.5)
-    # as the loader gives them: all directions, one singular value less
-    whole = NADs(basis, values[:15])
+    whole = NADs(basis, values[:rows_b])  # as the loader gives them: all directions, perhaps one singular value less
     assert log_variance_correlation(whole, whole) == pytest.approx(1)
-
-
-def test_directions_without_variance_do_not_spoil_the_measures():
-    basis, values = random_basis(6), np.array([3.0, 2, 1, 0.5, 0, 0])
-    nads = NADs(basis, values)
-    assert median_singular_value_ratio(nads, nads) == 1
-    assert log_variance_correlation(NADs(basis, np.geomspace(1, 0.1, 6)), nads) <= 1

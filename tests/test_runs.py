@@ -6,7 +6,7 @@ import os
 import pickle
 import subprocess
 import sys
-from pathlib import Path
+from argparse import Namespace
 
 import numpy as np
 import pytest
@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from utils import runs
 
+CPU = torch.device("cpu")
 WRITERS = {
     "array": lambda path: runs.save_array(path, np.arange(1000)),
     "json": lambda path: runs.save_json(path, {"a": 1}),
@@ -45,13 +46,6 @@ def test_a_full_disk_leaves_what_was_there_and_nothing_else(tmp_path, monkeypatc
     assert before is None or path.read_bytes() == before
 
 
-def test_a_write_that_fails_half_way_leaves_nothing(tmp_path):
-    with pytest.raises(OSError, match="No space left"), runs.replacing(tmp_path / "file") as temporary:
-        temporary.write_bytes(b"half")
-        full_disk()
-    assert not list(tmp_path.iterdir())
-
-
 @pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)
 def test_a_written_file_stands_alone_and_replaces_the_old_one(tmp_path, write):
     (tmp_path / "file").write_bytes(b"old")
@@ -61,87 +55,127 @@ def test_a_written_file_stands_alone_and_replaces_the_old_one(tmp_path, write):
 
 
 def test_the_old_file_is_there_until_the_new_one_is_whole(tmp_path):
-    path = tmp_path / "file"
-    path.write_bytes(b"old")
-    with runs.replacing(path) as temporary:
-        temporary.write_bytes(b"new")
-        assert path.read_bytes() == b"old"
-    assert path.read_bytes() == b"new"
+    (tmp_path / "file").write_bytes(b"old")
+    with pytest.raises(OSError, match="No space left"), runs.replacing(tmp_path / "file") as temporary:
+        temporary.write_bytes(b"half")
+        full_disk()
+    assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("file", b"old")]
 
 
 # --- The folder
 
 
-def test_a_new_run_keeps_its_settings_and_versions(tmp_path):
-    with runs.open_run(tmp_path / "a" / "b", {"sigma": 3.0, "arch": "lenet"}) as folder:
-        config = json.loads((folder / "config.json").read_text())
+def enter(folder, settings=None):
+    """Open and close a run."""
+    with runs.open_run(folder, settings or {}, CPU):
+        return json.loads((folder / "config.json").read_text())
+
+
+def test_a_new_run_keeps_its_settings_the_commit_the_versions_and_the_devices_name(tmp_path):
+    config = enter(tmp_path / "a" / "b", {"sigma": 3.0, "arch": "lenet"})
     assert config["settings"] == {"sigma": 3.0, "arch": "lenet"}
-    assert config["environment"]["torch"] == torch.__version__
-    assert {"python", "numpy", "gpu", "threads", "ranks", "command"} <= config["environment"].keys()
+    found = config["environment"]
+    head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=runs.__file__[:-8])
+    assert found["commit"] == (head.stdout.strip() or None)
+    assert found["torch"] == torch.__version__ and found["device"] == runs.device_name(CPU) and found["device"]
+    assert found.keys() >= {"python", "numpy", "threads", "ranks", "command"}
+
+
+def test_every_argument_counts_among_the_settings_unless_it_is_named():
+    args = {"sigma": 3.0, "arch": "LeNet", "device": torch.device("cuda", 1), "output": "here", "published": None}
+    args |= {"seeds": 4, "a_new_one": 7}
+    expected = {"sigma": 3.0, "arch": "lenet", "device": "cuda", "a_new_one": 7, "nads": "1f"}
+    assert runs.settings(Namespace(**args), "seeds", arch="lenet", nads="1f") == expected
 
 
 def test_the_same_settings_open_the_run_again(tmp_path):
-    settings = {"sigma": 0.1, "sizes": (1, 2), "name": None}  # a tuple comes back from JSON as a list
-    for _ in range(2):
-        with runs.open_run(tmp_path, settings):
-            pass
+    for _ in range(2):  # a tuple comes back from JSON as a list, and a path as text
+        enter(tmp_path, {"sigma": 0.1, "sizes": (1, 2), "name": None, "data": tmp_path})
 
 
 def test_other_settings_are_refused_naming_each_that_differs(tmp_path):
-    with runs.open_run(tmp_path, {"sigma": 3.0, "arch": "lenet", "old": 1}):
-        pass
+    enter(tmp_path, {"sigma": 3.0, "arch": "lenet", "old": 1})
     content = (tmp_path / "config.json").read_bytes()
-    with (
-        pytest.raises(ValueError, match="other settings") as error,
-        runs.open_run(tmp_path, {"sigma": 1.0, "arch": "lenet", "new": 2}),
-    ):
-        pass
+    with pytest.raises(ValueError, match="other settings") as error:
+        enter(tmp_path, {"sigma": 1.0, "arch": "lenet", "new": 2})
     message = str(error.value)
-    assert "sigma was 3.0, now 1.0" in message and "old was 1, now None" in message and "new was None, now 2" in message
-    assert "arch" not in message and str(tmp_path) in message and "\n" not in message
+    assert "(new was None, now 2; old was 1, now None; sigma was 3.0, now 1.0)" in message
+    assert message.startswith(str(tmp_path)) and "\n" not in message
     assert (tmp_path / "config.json").read_bytes() == content
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "{}", "null", '{"settings": '])
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", "null"])
 def test_a_broken_configuration_is_refused_in_one_line(tmp_path, content):
     (tmp_path / "config.json").write_text(content)
     message = r"^\S*config.json cannot be read: delete the folder, or choose another$"
-    with pytest.raises(ValueError, match=message), runs.open_run(tmp_path, {}):
-        pass
+    with pytest.raises(ValueError, match=message):
+        enter(tmp_path)
 
 
-def test_a_run_is_open_once_at_a_time(tmp_path):
-    with (
-        runs.open_run(tmp_path, {}),
-        pytest.raises(ValueError, match="is in use by another process"),
-        runs.open_run(tmp_path, {}),
-    ):
-        pass
-    with runs.open_run(tmp_path, {}):
-        pass
-
-
-def test_another_process_keeps_a_run_closed_until_it_ends(tmp_path):
-    with runs.open_run(tmp_path, {}):
-        pass
-    hold = (
-        "import fcntl, sys; fcntl.flock(f := open(sys.argv[1], 'w'), fcntl.LOCK_EX); print('held', flush=True); input()"
-    )
+def test_a_run_is_open_once_at_a_time_here_and_in_other_processes(tmp_path):
+    with runs.open_run(tmp_path, {}, CPU), pytest.raises(ValueError, match="is in use by another process"):
+        enter(tmp_path)
+    enter(tmp_path)
+    hold = "import fcntl, sys; fcntl.flock(f := open(sys.argv[1], 'w'), fcntl.LOCK_EX); print(1, flush=True); input()"
     command = [sys.executable, "-c", hold, str(tmp_path / ".lock")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
-        assert other.stdout.readline() == b"held\n"
-        with pytest.raises(ValueError, match="in use by another process"), runs.open_run(tmp_path, {}):
-            pass
+        assert other.stdout.readline() == b"1\n"
+        with pytest.raises(ValueError, match="is in use by another process"):
+            enter(tmp_path)
         other.kill()
-    with runs.open_run(tmp_path, {}):
-        pass
+    enter(tmp_path)
 
 
 def test_an_output_that_cannot_be_a_folder_is_an_os_error(tmp_path):
     (tmp_path / "file").touch()
     for folder in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(OSError, match="file"), runs.open_run(folder, {}):
-            pass
+        with pytest.raises(OSError, match="file"):
+            enter(folder)
+
+
+# --- Items
+
+
+def do(folder, items, work):
+    with runs.open_run(folder, {}, CPU):
+        return runs.do_items(folder, ["index", "repetition"], items, work, what="squares", device=CPU)
+
+
+def test_items_that_lack_a_row_are_done_and_come_back_in_the_order_of_their_keys(tmp_path, capsys):
+    done = []
+
+    def square(item, checkpoint):
+        assert not checkpoint.exists()
+        checkpoint.touch()
+        done.append(item)
+        if item == (9, 1):
+            raise KeyboardInterrupt
+        return {"square": item[0] ** 2}
+
+    items = [(10, 0), (-2, 0), (9, 1)]
+    with pytest.raises(KeyboardInterrupt):
+        do(tmp_path, items, square)
+    assert [path.name for path in tmp_path.glob("checkpoint*")] == ["checkpoint-9_1.pt"]
+    (tmp_path / "checkpoint-9_1.pt").rename(tmp_path / "checkpoint-10_0.pt")  # of a kill just after the row
+    capsys.readouterr()
+    found = do(tmp_path, items[::-1], lambda item, _: {"square": item[0] ** 2})
+    assert done == items and not list(tmp_path.glob("checkpoint*"))
+    assert [(row["index"], row["repetition"], row["square"]) for row in found] == [
+        ("-2", "0", "4"),
+        ("9", "1", "81"),
+        ("10", "0", "100"),
+    ]
+    assert runs.read_rows(tmp_path / runs.ROWS) == found and all(float(row["seconds"]) >= 0 for row in found)
+    said = capsys.readouterr().out
+    assert said.startswith(f"squares: 3, 2 of them done; cpu ({runs.device_name(CPU)}), ranks: 1, threads of each: ")
+    assert said.endswith(f"; results in {tmp_path}\n")
+
+
+def test_mean_and_spread_leave_out_what_diverged():
+    values = [("0", "60"), ("1", "nan"), ("2", "70")]
+    found = [{"nad_index": "4", "repetition": r, "test_accuracy": v} for r, v in values]
+    mean, spread, number = runs.mean_and_spread(found, ["nad_index"])[(4,)]
+    assert (mean, number) == (65, 2) and spread == pytest.approx(50**0.5)
 
 
 # --- Rows
@@ -177,46 +211,14 @@ def test_wherever_a_kill_cuts_the_file_whole_rows_count_and_the_next_row_repairs
     assert path.read_bytes() == content or len(whole) == len(ROWS)
 
 
-@pytest.mark.parametrize("line", ["x,damaged", "1", "1,a,b", ",", "\xff,a", "1,a\rb", "1," + "a" * 200_000])
+@pytest.mark.parametrize("line", ["x,0", "1", "1,0,2", ",", "\xff,0", "1,0\r1", "1," + "1" * 200_000])
 def test_a_damaged_row_is_named_and_nothing_is_lost(tmp_path, line):
-    path = tmp_path / "rows.csv"
-    path.write_text(f"index,name\n\n0,plain\n{line}\n2,good\n", encoding="latin-1", newline="")
+    path = tmp_path / runs.ROWS
+    path.write_text(f"index,repetition\n\n0,0\n{line}\n2,0\n", encoding="latin-1", newline="")
     before = path.read_bytes()
-    with pytest.raises(ValueError, match=r"line 4 of .*rows.csv is damaged: delete the line"):
-        runs.sort_rows(path, ["index"])
+    with pytest.raises(ValueError, match=r"line 4 of .*accuracies.csv is damaged: delete the line"):
+        do(tmp_path, [(3, 0)], None)
     assert path.read_bytes() == before
-
-
-def test_rows_without_the_columns_that_name_them_are_damaged(tmp_path):
-    path = tmp_path / "rows.csv"
-    append_all(path, [{"index": 1, "value": 2}])
-    with pytest.raises(ValueError, match=r"line 2 of .* is damaged"):
-        runs.read_rows(path, ["nad_index"])
-
-
-def test_rows_are_sorted_by_the_given_key_and_numbers_not_letters_decide(tmp_path):
-    path = tmp_path / "rows.csv"
-    append_all(path, [{"index": i, "value": v} for i, v in [(10, "a"), (-2, "b"), (9, "c")]])
-    rows = runs.sort_rows(path, ["index"])
-    assert [row["index"] for row in rows] == ["-2", "9", "10"]
-    assert runs.read_rows(path) == rows
-    assert path.read_text() == "index,value\n-2,b\n9,c\n10,a\n"
-
-
-def test_sorting_drops_the_line_that_a_kill_cut_short(tmp_path):
-    path = tmp_path / "rows.csv"
-    path.write_text("index\n2\n1\n3")
-    runs.sort_rows(path, ["index"])
-    assert path.read_text() == "index\n1\n2\n"
-
-
-def test_the_order_of_arrival_leaves_no_trace_after_sorting(tmp_path):
-    contents = set()
-    for name, order in (("a", ROWS), ("b", ROWS[::-1])):
-        append_all(tmp_path / name, order)
-        runs.sort_rows(tmp_path / name, ["index"])
-        contents.add((tmp_path / name).read_bytes())
-    assert len(contents) == 1
 
 
 # --- Checkpoints
@@ -229,12 +231,6 @@ def test_a_checkpoint_comes_back(tmp_path):
     assert torch.equal(loaded.pop("sum"), state.pop("sum")) and loaded == state
 
 
-def unreadable(path):
-    with pytest.raises(ValueError, match=r"cannot be read \(.+\): delete it to start again$") as error:
-        runs.load_checkpoint(path)
-    assert "\n" not in str(error.value) and str(path) in str(error.value)
-
-
 class Trap:
     """What a pickle could do."""
 
@@ -243,15 +239,22 @@ class Trap:
         return (pytest.fail, ("unpickled",))
 
 
+def refuse(path):
+    with pytest.raises(ValueError, match=r"cannot be read \(.+\): delete it to start again$") as error:
+        runs.load_checkpoint(path)
+    assert "\n" not in str(error.value) and str(path) in str(error.value)
+
+
 @pytest.mark.parametrize("content", [b"", b"nothing of the kind", b"PK\x03\x04", pickle.dumps(Trap()), b"\x80\x02."])
 def test_a_file_that_is_no_checkpoint_is_refused_in_one_line(tmp_path, content):
     (tmp_path / "state.pt").write_bytes(content)
-    unreadable(tmp_path / "state.pt")
+    refuse(tmp_path / "state.pt")
 
 
-def test_a_checkpoint_that_would_run_code_is_refused(tmp_path):
+def test_a_checkpoint_that_would_run_code_or_is_not_there_is_refused(tmp_path):
     torch.save({"x": Trap()}, tmp_path / "state.pt")
-    unreadable(tmp_path / "state.pt")
+    refuse(tmp_path / "state.pt")
+    refuse(tmp_path / "nothing.pt")
 
 
 @given(st.data())
@@ -260,8 +263,4 @@ def test_a_checkpoint_cut_anywhere_is_refused_in_one_line(tmp_path_factory, data
     runs.save_checkpoint(path, {"x": torch.ones(100)})
     content = path.read_bytes()
     path.write_bytes(content[: data.draw(st.integers(0, len(content) - 1))])
-    unreadable(path)
-
-
-def test_a_missing_checkpoint_is_refused_in_one_line(tmp_path):
-    unreadable(Path(tmp_path / "nothing.pt"))
+    refuse(path)

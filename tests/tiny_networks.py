@@ -1,4 +1,4 @@
-"""Networks small enough to draw by the thousand, and ones that the NADs' estimators must refuse.
+"""Networks small enough to draw by the thousand, and ones that the marginal estimator must refuse.
 
 Named on the command line as tests.tiny_networks:NAME.
 """
@@ -6,13 +6,11 @@ Named on the command line as tests.tiny_networks:NAME.
 import torch
 from torch import Tensor, nn
 
-FEATURES = 16
-
 
 class Tiny(nn.Module):
     """A strided convolution, ReLU, a linear layer, ReLU, and a linear head."""
 
-    def __init__(self, num_channels: int = 1, num_classes: int = 1, image_size: int = 8, features: int = FEATURES):
+    def __init__(self, num_channels: int = 1, num_classes: int = 1, image_size: int = 8, features: int = 16):
         super().__init__()
         self.conv = nn.Conv2d(num_channels, 4, 3, stride=2, padding=1)
         side = (image_size + 1) // 2
@@ -32,37 +30,30 @@ def plain(num_channels, num_classes, image_size):
     return Tiny(num_channels, num_classes, image_size)
 
 
-def small_normal_head(num_channels, image_size):
-    model = Tiny(num_channels, 1, image_size)
-    nn.init.normal_(model.head.weight, 0, 0.01)
+def ten_outputs():
+    return Tiny(num_classes=10)
+
+
+def of_another_size():
+    return Tiny(image_size=16)
+
+
+def reparametrised_head():
+    model = Tiny()
+    nn.utils.parametrizations.weight_norm(model.head)
     return model
 
 
 def zero_head():
+    """As torchvision's vision transformers start."""
     model = Tiny()
     nn.init.zeros_(model.head.weight)
     return model
 
 
 def positive_head():
-    model = Tiny(features=64)
+    model = Tiny(features=256)
     nn.init.uniform_(model.head.weight, 0, 0.1)
-    return model
-
-
-def constant_head_of_16():
-    model = Tiny()
-    nn.init.constant_(model.head.weight, 0.1)
-    return model
-
-
-def ten_outputs():
-    return Tiny(num_classes=10)
-
-
-def nan_weights():
-    model = Tiny()
-    nn.init.constant_(model.conv.weight, torch.nan)
     return model
 
 
@@ -72,16 +63,16 @@ def nan_head():
     return model
 
 
-def reparametrised_head():
+def nan_trunk():
     model = Tiny()
-    nn.utils.parametrizations.weight_norm(model.head)
+    nn.init.constant_(model.conv.weight, torch.nan)
     return model
 
 
 class _Tied(Tiny):
     def __init__(self):
         super().__init__()
-        self.gate = nn.Linear(FEATURES, 1)
+        self.gate = nn.Linear(16, 1)
         self.gate.weight = self.head.weight
 
     def forward(self, x):
@@ -103,23 +94,17 @@ def used_twice():
     return _Twice()
 
 
-class _Sequence(nn.Module):
-    def __init__(self, mean):
+class _Tokens(nn.Module):
+    def __init__(self):
         super().__init__()
         self.head = nn.Linear(8, 1)
-        self.mean = mean
 
     def forward(self, x):
-        y = self.head(x.flatten(1).unflatten(1, (-1, 8)))  # (N, tokens, 1)
-        return y.mean(1) if self.mean else y.flatten(1)
-
-
-def linear_on_tokens():
-    return _Sequence(mean=False)
+        return self.head(x.flatten(1).unflatten(1, (-1, 8))).mean(1)  # (N, tokens, 1) -> (N, 1)
 
 
 def mean_of_tokens():
-    return _Sequence(mean=True)
+    return _Tokens()
 
 
 def ends_in_convolution():
@@ -127,10 +112,6 @@ def ends_in_convolution():
 
 
 def ends_in_relu():
-    return nn.Sequential(Tiny(), nn.ReLU())
-
-
-def ends_in_relu_in_place():
     return nn.Sequential(Tiny(), nn.ReLU(inplace=True))
 
 
@@ -145,7 +126,3 @@ class _Pair(Tiny):
 
 def returns_a_pair():
     return _Pair()
-
-
-def of_another_size():
-    return Tiny(image_size=16)

@@ -30,8 +30,8 @@ class ImageData:
 
     def to(self, device: torch.device) -> "ImageData":
         """The same, with its tensors on the device."""
-        tensors = (self.train_images, self.train_labels, self.test_images, self.test_labels)
-        return ImageData(*(tensor.to(device) for tensor in tensors), self.classes)
+        train = self.train_images.to(device), self.train_labels.to(device)
+        return ImageData(*train, self.test_images.to(device), self.test_labels.to(device), self.classes)
 
 
 def load_images(root: Path, *, download: bool = False, cache: Path = Path("runs/decoded")) -> ImageData:
@@ -50,39 +50,32 @@ def load_images(root: Path, *, download: bool = False, cache: Path = Path("runs/
     try:
         train, test = (datasets.CIFAR10(root, train=train, download=download) for train in (True, False))
     except RuntimeError as error:
-        raise ValueError(
-            f"there is no whole CIFAR-10 in {root} ({error}): fetch it with --download, "
-            "or name a folder with train/CLASS/*.png and test/CLASS/*.png"
-        ) from None
-    arrays = (
-        array
-        for split in (train, test)
-        for array in (torch.from_numpy(split.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(split.targets))
-    )
-    return ImageData(*arrays, tuple(train.classes))
+        advice = "fetch it with --download, or name a folder with train/CLASS/*.png and test/CLASS/*.png"
+        raise ValueError(f"there is no whole CIFAR-10 in {root} ({error}): {advice}") from None
+    images = [torch.from_numpy(split.data).permute(0, 3, 1, 2).contiguous() for split in (train, test)]
+    labels = [torch.tensor(split.targets) for split in (train, test)]
+    return ImageData(images[0], labels[0], images[1], labels[1], tuple(train.classes))
 
 
 def _load_folder(root: Path, cache: Path) -> ImageData:
-    files = {
-        split: sorted(p for p in (root / split).glob("*/*") if p.suffix.lower() in ENDINGS)
-        for split in ("train", "test")
-    }
-    classes = {split: sorted({path.parent.name for path in paths}) for split, paths in files.items()}
-    if classes["train"] != classes["test"]:
-        odd = sorted(set(classes["train"]) ^ set(classes["test"]))
+    listed = {split: sorted((root / split).glob("*/*")) for split in ("train", "test")}
+    files = {split: [path for path in listed[split] if path.suffix.lower() in ENDINGS] for split in listed}
+    classes = {split: {path.parent.name for path in files[split]} for split in files}
+    if odd := sorted(classes["train"] ^ classes["test"]):
         raise ValueError(f"{root} has classes with images in only one of train and test: {', '.join(odd)}")
-    names = tuple(classes["train"])
+    names = tuple(sorted(classes["train"]))
     if not 2 <= len(names) <= MAX_CLASSES:
         raise ValueError(f"{root}/train has {len(names)} classes with images: expected 2 to {MAX_CLASSES}")
-    listing = "\n".join(f"{p.resolve()} {p.stat().st_size} {p.stat().st_mtime_ns}" for ps in files.values() for p in ps)
+    paths = [*files["train"], *files["test"]]
+    listing = "\n".join(f"{path.resolve()} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in paths)
     cached = cache / f"{runs.digest(listing.encode())}.pt"
     if cached.exists():
         images = runs.load_checkpoint(cached)
     else:
-        images = {split: _decode(paths, f"decoding {split} images") for split, paths in files.items()}
+        images = {split: _decode(files[split], f"decoding {split} images") for split in files}
         cache.mkdir(parents=True, exist_ok=True)
         runs.save_checkpoint(cached, images)
-    labels = {split: torch.tensor([names.index(path.parent.name) for path in paths]) for split, paths in files.items()}
+    labels = {split: torch.tensor([names.index(path.parent.name) for path in files[split]]) for split in files}
     return ImageData(images["train"], labels["train"], images["test"], labels["test"], names)
 
 
@@ -92,10 +85,8 @@ def _decode(paths: list[Path], what: str) -> torch.Tensor:
         try:
             with Image.open(path) as image:
                 if image.mode != "RGB" or image.size != (SIZE, SIZE):
-                    width, height = image.size
-                    raise ValueError(
-                        f"it is {height}x{width} of mode {image.mode}: expected {SIZE}x{SIZE} of mode RGB (colour)"
-                    )
+                    found = f"{image.height}x{image.width} of mode {image.mode}"
+                    raise ValueError(f"it is {found}: expected {SIZE}x{SIZE} of mode RGB (colour)")
                 images[index] = torch.from_numpy(np.array(image)).permute(2, 0, 1)
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # PIL's, for damaged files
             raise ValueError(f"{path} cannot be used: {error}") from None
@@ -108,28 +99,12 @@ def to_unit_range(images: torch.Tensor) -> torch.Tensor:
 
 
 def channel_statistics(images: torch.Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel of uint8 images (n, 3, H, W), for pixels in [0, 1]."""
-    counts = [
-        np.bincount(images[:, channel].cpu().numpy().ravel(), minlength=256) for channel in range(images.shape[1])
-    ]
-    values = np.arange(256) / 255
-    means = [float(np.average(values, weights=count)) for count in counts]
-    stds = [
-        float(np.average((values - mean) ** 2, weights=count) ** 0.5) for mean, count in zip(means, counts, strict=True)
-    ]
+    """Mean and standard deviation of each channel of uint8 images (n, C, H, W), for pixels in [0, 1]; never 0."""
+    values, means, stds = np.arange(256) / 255, [], []
+    for channel in images.unbind(1):
+        counts = np.bincount(channel.cpu().numpy().ravel(), minlength=256)
+        means.append(float(np.average(values, weights=counts)))
+        stds.append(float(np.average((values - means[-1]) ** 2, weights=counts) ** 0.5))
+    if min(stds) < 1e-6:
+        raise ValueError("a colour channel of the training images is constant: it cannot be normalised")
     return tuple(means), tuple(stds)
-
-
-def flip_and_crop(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Mirror each image of a batch (n, C, H, W) with probability 1/2 and shift it by up to 4 pixels, zeros around."""
-    n, _, height, width = images.shape
-    device = images.device
-    mirror = torch.rand(n, 1, 1, 1, generator=generator, device=device) < 0.5
-    images = torch.where(mirror, images.flip(3), images)
-    padded = torch.nn.functional.pad(images, (4, 4, 4, 4))
-    top, left = torch.randint(9, (2, n, 1), generator=generator, device=device)
-    rows = (top + torch.arange(height, device=device))[:, None, :, None]  # (n, 1, H, 1)
-    columns = (left + torch.arange(width, device=device))[:, None, None, :]  # (n, 1, 1, W)
-    sample = torch.arange(n, device=device)[:, None, None, None]
-    channel = torch.arange(images.shape[1], device=device)[:, None, None]
-    return padded[sample, channel, rows, columns]

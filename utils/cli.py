@@ -4,7 +4,7 @@ import argparse
 import functools
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -13,7 +13,6 @@ import torch
 from utils.training import PRECISIONS, precision_mode
 
 ARCH_HELP = "logreg, lenet, vgg11, resnet18, densenet121, torchvision:NAME, or package.module:factory"
-RECIPE = ("epochs", "batch_size", "max_lr", "momentum", "weight_decay", "clip_norm")  # of `add_training_arguments`
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -33,21 +32,19 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
 
 
 def one_line_errors(function: Callable[..., Any]) -> Callable[..., Any]:
-    """End with exit code 2 and one line on bad input (ValueError), an unusable file (OSError), or too little memory."""
+    """End with exit code 2 and one line on bad input, an unusable file, too little memory or an unusable GPU."""
 
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         try:
             return function(*args, **kwargs)
-        except (ValueError, OSError, MemoryError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and "allocate" not in str(error):  # torch's word, on CPU and GPU
-                raise
-            print(
-                f"{Path(sys.argv[0]).name}: error: {' '.join(str(error).split()) or type(error).__name__}",
-                file=sys.stderr,
-                flush=True,
-            )
+        except (ValueError, OSError, MemoryError, torch.OutOfMemoryError, torch.AcceleratorError) as error:
+            message = " ".join(str(error).split()) or type(error).__name__
+            print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr, flush=True)
             raise SystemExit(2) from None
+        except KeyboardInterrupt:
+            print("\nstopped: the same command continues", file=sys.stderr)
+            raise SystemExit(130) from None
 
     return wrapper
 
@@ -69,7 +66,6 @@ def _number(convert: Callable[[str], Any], accept: Callable[[Any], bool], expect
 positive_int = _number(int, lambda value: value > 0, "a positive whole number")
 natural = _number(int, lambda value: value >= 0, "a whole number from 0")
 positive = _number(float, lambda value: value > 0, "a positive number")
-fraction = _number(float, lambda value: 0 < value <= 1, "a number above 0, at most 1")
 non_negative = _number(float, lambda value: value >= 0, "a number from 0")
 
 
@@ -93,50 +89,38 @@ def device(text: str) -> torch.device:
     try:
         value = torch.device(text)
     except RuntimeError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a device: expected cpu, cuda or cuda:N") from None
-    if value.type not in ("cpu", "cuda"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not supported: expected cpu, cuda or cuda:N")
+        value = None
+    if value is None or value.type not in ("cpu", "cuda"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a device: expected cpu, cuda or cuda:N")
     if value.type == "cuda" and (value.index or 0) >= torch.cuda.device_count():
         raise argparse.ArgumentTypeError(f"{text!r} is not on this machine: it has {torch.cuda.device_count()} GPUs")
     return value
 
 
-def add_model_arguments(parser: argparse.ArgumentParser, *, num_channels: int) -> None:
+def add_model_arguments(parser: argparse.ArgumentParser, *, arch: str = "lenet") -> None:
     """--arch, --num-channels, --image-size."""
     group = parser.add_argument_group("network")
-    group.add_argument("--arch", default="lenet", help=ARCH_HELP)
-    group.add_argument("--num-channels", type=positive_int, default=num_channels, help="colour channels of the images")
+    group.add_argument("--arch", default=arch, help=ARCH_HELP)
+    group.add_argument("--num-channels", type=positive_int, default=1, help="colour channels of the images")
     group.add_argument("--image-size", type=positive_int, default=32, help="height and width of the images")
 
 
-def add_training_arguments(
-    parser: argparse.ArgumentParser, *, epochs: int, max_lr: float, momentum: float, weight_decay: float
-) -> None:
-    """The recipe; batch size and clipping are the same in both of the paper's trainings."""
+def add_recipe_arguments(parser: argparse.ArgumentParser, recipe: Mapping[str, float]) -> None:
+    """One option for each setting of a script's RECIPE, its default the one there."""
     group = parser.add_argument_group("training")
-    group.add_argument("--epochs", type=positive_int, default=epochs, help="passes over the training set")
-    group.add_argument("--batch-size", type=positive_int, default=128, help="samples a step")
-    group.add_argument("--max-lr", type=positive, default=max_lr, help="learning rate, falling linearly to 0")
-    group.add_argument("--momentum", type=non_negative, default=momentum, help="of SGD")
-    group.add_argument("--weight-decay", type=non_negative, default=weight_decay, help="of SGD")
-    group.add_argument("--clip-norm", type=positive, default=0.5, help="bound on the norm of the gradient")
+    for name, value in recipe.items():
+        number = positive_int if isinstance(value, int) else non_negative if value == 0 else positive
+        group.add_argument(f"--{name.replace('_', '-')}", type=number, default=value, help="of the recipe")
 
 
 def add_run_arguments(parser: argparse.ArgumentParser, *, output_help: str) -> None:
-    """--seed, --device, --precision, --output, --dry-run."""
+    """--seed, --device, --precision, --output."""
     group = parser.add_argument_group("run")
     group.add_argument("--seed", type=natural, default=0, help="of everything random")
-    group.add_argument(
-        "--device",
-        type=device,
-        default="cuda" if torch.cuda.is_available() else "cpu",
-        help="cpu, cuda or cuda:N",
-    )
-    group.add_argument(
-        "--precision", choices=PRECISIONS, default="fp32", help="tf32 and bf16 are variants of the recipe"
-    )
+    best = "cuda" if torch.cuda.is_available() else "cpu"
+    group.add_argument("--device", type=device, default=best, help="cpu, cuda or cuda:N")
+    group.add_argument("--precision", choices=PRECISIONS, default="fp32", help="tf32 and bf16: variants of the recipe")
     group.add_argument("--output", type=Path, help=output_help)
-    group.add_argument("--dry-run", action="store_true", help="print what there is to do and how long it takes; stop")
 
 
 def check_precision(args: argparse.Namespace) -> None:

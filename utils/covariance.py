@@ -1,6 +1,7 @@
 """The covariance of input gradients over random networks, its eigenvectors (the NADs), and how two sets agree."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,51 +12,64 @@ AUTHORS_SCALE = 9999  # singular values of 10,000 centred gradients: s² = 9999�
 class GradientSum:
     """Streaming sums over networks, in float64: Σ Gᵀ G and Σ g over the rows G (R, D) that each contributes.
 
-    A network sampled whole contributes one row, its gradient. One whose last layer is integrated out contributes a
-    row a feature. Sums of two parts of the networks add up to those of the whole.
+    Even and odd networks are summed apart, to see how two halves agree. Sums over parts of the networks add up to
+    those of the whole.
     """
 
     def __init__(self, dimension: int, device: torch.device | str = "cpu") -> None:
-        self.outer = torch.zeros(dimension, dimension, dtype=torch.float64, device=device)  # (D, D)
-        self.rows = torch.zeros(dimension, dtype=torch.float64, device=device)  # (D,)
-        self.num_networks = 0
+        self.outer = torch.zeros(2, dimension, dimension, dtype=torch.float64, device=device)
+        self.rows = torch.zeros(2, dimension, dtype=torch.float64, device=device)
+        self.numbers: set[int] = set()  # of the networks
 
-    def add(self, rows: torch.Tensor) -> None:
-        """Add one network's rows (R, D)."""
+    def add(self, number: int, rows: torch.Tensor) -> None:
+        """Add the rows (R, D) of network `number`."""
         rows = rows.double()
-        self.outer.addmm_(rows.T, rows)
-        self.rows += rows.sum(0)
-        self.num_networks += 1
+        self.outer[number % 2].addmm_(rows.T, rows)
+        self.rows[number % 2] += rows.sum(0)
+        self.numbers.add(number)
 
     def merge(self, other: "GradientSum") -> None:
         """Add the sums over other networks."""
         self.outer += other.outer.to(self.outer.device)
         self.rows += other.rows.to(self.rows.device)
-        self.num_networks += other.num_networks
+        self.numbers |= other.numbers
 
-    def state(self) -> torch.Tensor:
-        """All sums in one CPU tensor (D + 2, D), for checkpoints and for summing over ranks."""
-        count = torch.zeros_like(self.rows)
-        count[0] = self.num_networks
-        return torch.cat([self.outer, self.rows[None], count[None]]).cpu()
+    def state(self) -> dict[str, Any]:
+        """All sums as CPU tensors, for a checkpoint."""
+        return {"outer": self.outer.cpu(), "rows": self.rows.cpu(), "numbers": sorted(self.numbers)}
 
     @classmethod
-    def from_state(cls, state: torch.Tensor, device: torch.device | str = "cpu") -> "GradientSum":
-        """The sums that `state` wrote."""
-        sums = cls(state.shape[1], device)
-        sums.outer.copy_(state[:-2])
-        sums.rows.copy_(state[-2])
-        sums.num_networks = int(state[-1, 0])
+    def from_state(cls, state: Any, name: object, dimension: int) -> "GradientSum":
+        """The sums that `state` gave; ValueError, with the checkpoint's name, if they are not those of D pixels."""
+        sums = cls(dimension)
+        try:
+            whole = state["outer"].shape == sums.outer.shape and state["rows"].shape == sums.rows.shape
+            sums.outer, sums.rows, sums.numbers = state["outer"], state["rows"], set(state["numbers"])
+        except (LookupError, TypeError, AttributeError):
+            whole = False
+        if not whole:
+            raise ValueError(f"the checkpoint {name} does not hold what it should: delete it to start again")
         return sums
 
-    def sampled_covariance(self) -> torch.Tensor:
-        """Covariance of gradients sampled one a network, mean removed: (Σ g gᵀ − N ḡ ḡᵀ)/(N − 1), shape (D, D)."""
-        mean = self.rows / self.num_networks
-        return (self.outer - self.num_networks * torch.outer(mean, mean)) / (self.num_networks - 1)
+    def covariance(self, estimator: str, halves: tuple[int, ...] = (0, 1)) -> torch.Tensor:
+        """The covariance (D, D) of the gradient, from the even networks (0), the odd ones (1) or all of them.
 
-    def marginal_covariance(self, weight_variance: float) -> torch.Tensor:
-        """E[g gᵀ] = σ_w² E[Δ Δᵀ], the last layer integrated out; the mean is zero. Shape (D, D)."""
-        return weight_variance * self.outer / self.num_networks
+        sampled: one gradient g per network, mean removed: (Σ g gᵀ − N ḡ ḡᵀ)/(N − 1).
+        marginal: E[g gᵀ] = E[σ_w² Δᵀ Δ], the mean of the networks' outer products; the mean of g is zero.
+        """
+        num_networks = sum(number % 2 in halves for number in self.numbers)
+        outer = self.outer[list(halves)].sum(0)
+        if estimator == "marginal":
+            return outer / num_networks
+        mean = self.rows[list(halves)].sum(0) / num_networks
+        return (outer - num_networks * torch.outer(mean, mean)) / (num_networks - 1)
+
+    def agreement(self, estimator: str, k: int) -> float:
+        """Overlap of the first k NADs of the even with those of the odd networks; nan of fewer than four networks."""
+        if len(self.numbers) < 4:
+            return float("nan")
+        even, odd = (nads_from_covariance(self.covariance(estimator, (half,))).directions for half in (0, 1))
+        return subspace_overlap(even, odd, k)
 
 
 @dataclass(frozen=True)
@@ -80,6 +94,13 @@ def nads_from_covariance(covariance: torch.Tensor) -> NADs:
     return NADs(rows.float().numpy(), singular_values.numpy())
 
 
+def share_of_variance(covariance: torch.Tensor, directions: torch.Tensor) -> torch.Tensor:
+    """D·vᵀCv / tr C along each direction v (n, D): 1 along all of them where a network has no preference."""
+    directions = directions.to(covariance)
+    along = ((directions @ covariance) * directions).sum(1)
+    return covariance.shape[0] * along / covariance.trace()
+
+
 def subspace_overlap(a: np.ndarray, b: np.ndarray, k: int) -> float:
     """‖A_k B_kᵀ‖²_F / k of the first k orthonormal rows of two bases (·, D): 1 if they span the same, k/D by chance."""
     limit = min(len(a), len(b))
@@ -89,10 +110,7 @@ def subspace_overlap(a: np.ndarray, b: np.ndarray, k: int) -> float:
 
 
 def log_variance_correlation(a: NADs, b: NADs) -> float:
-    """Pearson correlation of log variances along the rows of B: those of B's own spectrum with A's covariance there.
-
-    Where a spectrum lacks its last value, the last row of B is left out.
-    """
+    """Pearson correlation of log variances along the rows of B (as far as both spectra reach): B's own, and A's."""
     n = min(len(a.singular_values), len(b.singular_values))
     scaled = a.singular_values[:, None] * a.directions[: len(a.singular_values)].astype(np.float64)
     along_b = np.square(scaled @ b.directions[:n].astype(np.float64).T).sum(0)  # b_iᵀ C_A b_i, up to a factor

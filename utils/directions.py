@@ -13,65 +13,71 @@ PHASES = ("cosine", "sine")
 
 
 def fourier_direction(
-    frequency_y: int,
-    frequency_x: int,
-    *,
-    height: int = 32,
-    width: int = 32,
-    num_channels: int = 1,
-    phase: str = "cosine",
-    channel: int | None = None,
+    frequency_y: int, frequency_x: int, *, size: int = 32, num_channels: int = 1, phase: str = "cosine"
 ) -> torch.Tensor:
-    """The real Fourier image v ∝ cos 2π(k_y·y/H + k_x·x/W) (or sin), frequencies in cycles per image.
+    """The real Fourier image v ∝ cos 2π(k_y·y + k_x·x)/S (or sin), the same in every channel, (C, S, S) of unit norm.
 
-    The same image stands in every channel, or in `channel` alone.
-
-    Returns:
-        Tensor (C, H, W) of unit norm.
-
-    Raises:
-        ValueError: a frequency beyond half the image, or the sine of a frequency that is its own negative,
-            which vanishes on every pixel.
+    Frequencies are in cycles per image. ValueError for one beyond half the image, or the sine of a frequency that is
+    its own negative, which vanishes on every pixel.
     """
-    for name, frequency, size in (("y", frequency_y, height), ("x", frequency_x, width)):
+    for name, frequency in (("y", frequency_y), ("x", frequency_x)):
         if abs(frequency) > size // 2:
             raise ValueError(
                 f"frequency {frequency} along {name} is outside the image: "
                 f"expected {-(size // 2)} to {size // 2} for {size} pixels"
             )
-    if channel is not None and not 0 <= channel < num_channels:
-        raise ValueError(f"channel {channel} does not exist: expected 0 to {num_channels - 1}")
-    y = torch.arange(height, dtype=torch.float64)[:, None] / height
-    x = torch.arange(width, dtype=torch.float64) / width
-    angle = 2 * torch.pi * (frequency_y * y + frequency_x * x)
-    if phase == "sine" and 2 * frequency_y % height == 0 and 2 * frequency_x % width == 0:
-        raise ValueError(
-            f"the sine image of frequency ({frequency_y}, {frequency_x}) is zero everywhere: use the cosine"
-        )
-    image = torch.sin(angle) if phase == "sine" else torch.cos(angle)
-    direction = torch.zeros(num_channels, height, width, dtype=torch.float64)
-    direction[slice(None) if channel is None else channel] = image
-    return (direction / direction.norm()).float()
+    if phase == "sine" and is_self_conjugate(frequency_y, frequency_x, size):
+        raise ValueError(f"the sine image of ({frequency_y}, {frequency_x}) is zero everywhere: use the cosine")
+    pixels = torch.arange(size, dtype=torch.float64)
+    angle = 2 * torch.pi * (frequency_y * pixels[:, None] + frequency_x * pixels) / size
+    image = (torch.sin(angle) if phase == "sine" else torch.cos(angle)).repeat(num_channels, 1, 1)
+    return (image / image.norm()).float()
 
 
-def frequency_grid(size: int, step: int = 2) -> list[int]:
-    """The frequencies of a map's axis in plotting order, DC in the middle: −16, −14, …, 14 for 32 pixels."""
+def is_self_conjugate(frequency_y: int, frequency_x: int, size: int) -> bool:
+    """Whether a frequency is an alias of its own negative: its sine image vanishes."""
+    return 2 * frequency_y % size == 0 and 2 * frequency_x % size == 0
+
+
+def fourier_map(
+    size: int = 32, *, num_channels: int = 1, phase: str = "cosine", frequencies: list[tuple[int, int]] | None = None
+) -> dict[tuple[int, int], torch.Tensor]:
+    """Fourier images (C, S, S) by their canonical frequency: those asked for, or every distinct cell of the map.
+
+    A sine map leaves out the frequencies whose sine vanishes.
+    """
+    if frequencies is None:
+        grid = frequency_grid(size)
+        cells = [(y, x) for y in grid for x in grid if phase == "cosine" or not is_self_conjugate(y, x, size)]
+    else:
+        cells = frequencies
+    images = {}
+    for y, x in cells:
+        image = fourier_direction(y, x, size=size, num_channels=num_channels, phase=phase)  # refuses one outside
+        images.setdefault(canonical_frequency(y, x, size), image)
+    return images
+
+
+def frequency_grid(size: int, step: int | None = None) -> list[int]:
+    """The frequencies of a map's axis in plotting order, DC in the middle: −16, −14, …, 14 for 32 pixels.
+
+    Without a step, at most 16 cells on each axis, at the same cycles per pixel for images of 32 pixels and more.
+    """
+    step = step or max(2, size // 16)
     half = size // 2 // step * step
     return list(range(-half, (size + 1) // 2, step))
 
 
-def canonical_frequency(frequency_y: int, frequency_x: int, height: int = 32, width: int = 32) -> tuple[int, int]:
+def canonical_frequency(frequency_y: int, frequency_x: int, size: int = 32) -> tuple[int, int]:
     """The representative of ±(k_y, k_x), which are one experiment: the same image up to its sign.
 
     Both are wrapped into [−size/2, size/2), where a frequency and its aliases meet; the smaller pair is taken.
     """
 
-    def wrap(frequency: int, size: int) -> int:
+    def wrap(frequency: int) -> int:
         return (frequency + size // 2) % size - size // 2
 
-    plus = (wrap(frequency_y, height), wrap(frequency_x, width))
-    minus = (wrap(-frequency_y, height), wrap(-frequency_x, width))
-    return min(plus, minus)
+    return min((wrap(frequency_y), wrap(frequency_x)), (wrap(-frequency_y), wrap(-frequency_x)))
 
 
 def random_direction(shape: tuple[int, int, int], generator: torch.Generator) -> torch.Tensor:
@@ -81,12 +87,7 @@ def random_direction(shape: tuple[int, int, int], generator: torch.Generator) ->
 
 
 def load_array(path: str | Path) -> np.ndarray:
-    """Read an array of numbers from a .npy file, as float64.
-
-    Raises:
-        ValueError: not such a file.
-        FileNotFoundError: no such file.
-    """
+    """Read an array of numbers from a .npy file, as float64; ValueError or FileNotFoundError if there is none."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no array at {path}: name a .npy file (nad_computation.py makes NADs)")
     try:
@@ -98,19 +99,12 @@ def load_array(path: str | Path) -> np.ndarray:
 
 
 def load_nads(path: str | Path, dimension: int) -> torch.Tensor:
-    """Read NADs from a .npy file: orthonormal rows, most important first.
+    """Read NADs from a .npy file, (D, D) float32: orthonormal rows, most important first.
 
-    The authors' files lack the last row; it is the one direction orthogonal to all others, and is put back.
-
-    Args:
-        path: file with an array (D, D) or (D − 1, D).
-        dimension: D, the number of pixels times channels.
-
-    Returns:
-        Tensor (D, D), float32.
+    The authors' files (D − 1, D) lack the last row; it is the one direction orthogonal to all others, and is put back.
 
     Raises:
-        ValueError: not such an array, or rows that are not orthonormal (to 1e-3).
+        ValueError: not such an array for the dimension D, or rows that are not orthonormal (to 1e-3).
         FileNotFoundError: no such file.
     """
     rows = load_array(path)

@@ -1,16 +1,13 @@
 """Ranks: the processes that share a run's work, started by torchrun or, on a CPU, by the script itself."""
 
-import contextlib
-import ctypes
-import datetime
 import logging
 import os
 import signal
-import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,9 +18,8 @@ from tqdm import tqdm
 
 Item = TypeVar("Item")
 
-PEER_LOST = 3  # exit code of a rank that waits for one that has ended
 PARENT = os.getppid()  # as early as can be: it changes when the parent dies
-SMALL_MODEL_FLOPS = 20_000_000  # a forward pass of one image; LeNet has 0.8 million, VGG-11 306 million
+SMALL_MODEL = 2_000_000  # parameters; LeNet has 0.06 million, DenseNet-121 7 million
 
 
 def rank() -> int:
@@ -43,51 +39,17 @@ def share(items: Sequence[Item]) -> Sequence[Item]:
 
 def barrier() -> None:
     """Wait until all ranks are here."""
-    if dist.is_initialized():
-        with _one_line_if_a_rank_is_lost():
-            dist.barrier()
-
-
-@contextlib.contextmanager
-def _one_line_if_a_rank_is_lost() -> Iterator[None]:
-    """End quietly where the ranks that this one waits for are gone: whoever was first has said why."""
-    try:
-        yield
-    except RuntimeError as error:
-        if "onnection" not in str(error):  # gloo: closed, or reset, by the peer
-            raise
-        if "RANK" in os.environ:
-            print(f"\nrank {rank()}: another rank has ended; the same command continues", file=sys.stderr)
-        else:
-            time.sleep(5)  # the script that started the ranks ends this one, once it has seen which was first
-        raise SystemExit(PEER_LOST) from None
-
-
-@contextlib.contextmanager
-def first_rank_first() -> Iterator[None]:
-    """Run the block on rank 0, then on the others; where it fails on rank 0 they end quietly, with nothing to add."""
-    failure = None
-    if rank() == 0:
-        try:
-            yield
-        except (ValueError, OSError) as error:
-            failure = error
-    failed = sum_over_ranks(torch.tensor(int(failure is not None)))
-    if failure is not None:
-        raise failure
-    if failed:
-        raise SystemExit(2)
-    if rank() > 0:
-        yield
-    barrier()  # nobody changes what the others still read
+    sum_over_ranks(torch.zeros(1))
 
 
 def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
-    """The sum of the ranks' CPU tensors, on all of them."""
+    """The sum of the ranks' CPU tensors, on all of them. A rank whose peers are gone ends; the first one said why."""
     if dist.is_initialized():
         tensor = tensor.clone()
-        with _one_line_if_a_rank_is_lost():
+        try:
             dist.all_reduce(tensor)
+        except RuntimeError:
+            raise SystemExit(f"\nrank {rank()}: another rank has ended; the same command continues") from None
     return tensor
 
 
@@ -103,40 +65,20 @@ def num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def keep_freed_memory() -> None:
-    """Let glibc reuse what is freed instead of giving it back: a step's tensors are as large as the last step's.
-
-    Otherwise every step faults its pages in anew, a fifth of the time of a LeNet step. Elsewhere this does nothing.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
-        mallopt(trim_threshold, 2**31 - 1)
-        mallopt(mmap_threshold, 2**25)  # the largest that glibc takes
-
-
-def launch(function: Callable[..., Any], *args: Any, device: torch.device, model_flops: int) -> None:
+def launch(function: Callable[..., Any], *args: Any, device: torch.device, num_parameters: int | None = None) -> None:
     """Call `function(*args)` on every rank.
 
-    Under torchrun this process is a rank already. Otherwise, on a CPU, a small model is trained fastest on one
-    thread, so one rank a core is started; a large one uses all cores in one process. The rule looks at the
-    device and the model alone, so that sums are taken in the same order whatever else the machine does.
+    Under torchrun this process is a rank already. Otherwise, on a CPU, a small model is trained fastest on one thread,
+    so one rank is started on each core; a large one, or work of no given size, uses all cores in one process. The rule
+    looks at the device and the model alone, so that sums are taken in the same order whatever else the machine does.
     """
-    try:
-        _launch(function, args, device, small=model_flops < SMALL_MODEL_FLOPS)
-    except KeyboardInterrupt:
-        print("\nstopped: the same command continues", file=sys.stderr)
-        raise SystemExit(130) from None
-
-
-def _launch(function: Callable[..., Any], args: tuple, device: torch.device, *, small: bool) -> None:
-    keep_freed_memory()
+    small = device.type == "cpu" and num_parameters is not None and num_parameters < SMALL_MODEL
     if "RANK" in os.environ:
         if "TORCHELASTIC_RUN_ID" in os.environ:  # launchers other than torchrun may end before their ranks
             _end_with(PARENT)
-        local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        _enter(function, args, 1 if small else max(1, num_cores() // local), "env://", None)
-    elif device.type == "cpu" and small and num_cores() > 1:
+        threads = 1 if small else max(1, num_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+        _enter(function, args, threads, "env://", int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
+    elif small and num_cores() > 1:
         with tempfile.TemporaryDirectory() as folder:
             meeting_point = (Path(folder) / "ranks").as_uri()
             logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # the rank that fails says why
@@ -144,11 +86,10 @@ def _launch(function: Callable[..., Any], args: tuple, device: torch.device, *, 
                 mp.spawn(_spawned, (function, args, meeting_point, num_cores()), nprocs=num_cores(), daemon=True)
             except mp.ProcessExitedException as error:
                 if error.signal_name is not None:
-                    message = f"a rank was ended by {error.signal_name}: the same command continues"
-                    print(f"\n{message}", file=sys.stderr)
-                raise SystemExit(error.exit_code if error.exit_code > 0 else 1) from None
+                    raise SystemExit(f"\na rank was ended by {error.signal_name}: the same command continues") from None
+                raise SystemExit(error.exit_code) from None
     else:
-        torch.set_num_threads(1 if small and device.type == "cpu" else num_cores())
+        torch.set_num_threads(1 if small else num_cores())
         function(*args)
 
 
@@ -156,7 +97,7 @@ def _spawned(rank: int, function: Callable[..., Any], args: tuple, meeting_point
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the script that started the ranks ends them
     _end_with(mp.parent_process().pid)
     tqdm.set_lock(threading.RLock())  # its lock between processes would be left behind by a rank that is killed
-    _enter(function, args, 1, meeting_point, (rank, size))
+    _enter(function, args, 1, meeting_point, rank, size)
 
 
 def _end_with(parent: int) -> None:
@@ -170,15 +111,11 @@ def _end_with(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _enter(
-    function: Callable[..., Any], args: tuple, threads: int, init_method: str, place: tuple[int, int] | None
-) -> None:
+def _enter(function: Callable[..., Any], args: tuple, threads: int, meeting_point: str, rank: int, size: int) -> None:
     """Join the group and call the function. The ranks exchange little, and from CPU memory: gloo serves all."""
-    keep_freed_memory()
     torch.set_num_threads(threads)
-    rank, size = place or (int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
-    patience = datetime.timedelta(days=7)  # a rank may wait long for the others' last items
-    dist.init_process_group("gloo", init_method=init_method, rank=rank, world_size=size, timeout=patience)
+    patience = timedelta(days=7)  # a rank may wait long for the others' last items
+    dist.init_process_group("gloo", init_method=meeting_point, rank=rank, world_size=size, timeout=patience)
     try:
         function(*args)
     finally:

@@ -1,80 +1,118 @@
-"""The linear layer that ends a network: taking it off, and the variance of its weights."""
+"""Random networks, and the rows that each contributes to the covariance of the gradient: its last layer integrated out.
+
+All the paper's networks end in a linear layer, f = w·h + b. Its weights are independent of the trunk h, have mean zero
+and variance σ_w², so E[g gᵀ | trunk] = σ_w² Δᵀ Δ with Δ (F, D) the differences of the features, one row per feature.
+"""
+
+from collections.abc import Callable
 
 import torch
 from torch import nn
 
-NO_MARGINAL = "the marginal estimator integrates out a last linear layer, but {}: use --estimator sampled"
+from utils import seeding
+from utils.differences import central_differences
+from utils.training import precision_mode
 
 
-def split_last_linear(model: nn.Module, point: torch.Tensor) -> tuple[nn.Module, nn.Linear]:
-    """Take off the linear layer that ends the model: f(x) = w·h(x) + b.
+def draw_network(build: Callable[[], nn.Module], device: torch.device | str, *seed: int | str) -> nn.Module:
+    """A network fresh from its factory, built on its device from this seed, in evaluation mode."""
+    with seeding.default_generator(device, *seed), torch.device(device):
+        model = build()
+    return model.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+
+
+def network_rows(
+    network: nn.Module,
+    point: torch.Tensor,
+    *,
+    estimator: str = "marginal",
+    step: float = 100.0,
+    chunk_size: int | None = None,
+    precision: str = "fp32",
+) -> torch.Tensor:
+    """The rows whose outer products add up to a network's estimate of the covariance of the gradient.
 
     Args:
-        model: evaluated once at the point, and changed: an identity stands where its last layer was.
-        point: an image (C, H, W).
+        network: maps images (N, C, H, W) to (N, 1); the marginal estimator takes its last layer off.
+        point: x, an image (C, H, W) on the network's device.
+        estimator: "sampled", one row, the gradient estimate g of the network as it is; or "marginal", one row per
+            feature, σ_w·Δ, with the rms of the last layer's weights for σ_w.
+        step: s of the central differences.
+        chunk_size: see `central_differences`.
+        precision: of the arithmetic, see `utils.training.precision_mode`.
 
     Returns:
-        The trunk h, which maps (N, C, H, W) to (N, F), and the layer.
+        Tensor (1, D) or (F, D).
 
     Raises:
-        ValueError: the output is not that of a linear layer on (N, F) features, the layer is used or owned more than
-            once, or its weights are zero or not of mean zero, so that there is nothing to integrate out.
+        ValueError: the estimator does not fit the network, or the rows are not finite.
     """
-    calls: list[tuple[nn.Linear, torch.Tensor]] = []
-    names = {module: name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    hooks = [
-        module.register_forward_hook(lambda layer, inputs, output: calls.append((layer, inputs[0]))) for module in names
-    ]
-    with torch.no_grad():
-        model(point[None].clone())
-    for hook in hooks:
-        hook.remove()
-    if not calls or calls[-1][1].ndim != 2 or not ends_network(model, calls[-1][0], point):
-        raise ValueError(NO_MARGINAL.format("this network does not end in one"))
-    layer = calls[-1][0]
-    owners = [name for name, weight in model.named_parameters(remove_duplicate=False) if weight is layer.weight]
-    if len(owners) > 1 or sum(called is layer for called, _ in calls) > 1:
-        raise ValueError(NO_MARGINAL.format(f"this network shares its weights ({', '.join(owners)})"))
-    if not layer.weight.any():
-        raise ValueError("the weights of the last linear layer are all zero at initialisation: no input gradient")
-    check_zero_mean(weight_statistics(layer))
-    parent, _, name = names[layer].rpartition(".")
-    setattr(model.get_submodule(parent), name, nn.Identity())
-    return model, layer
+    scale = 1.0
+    if estimator == "marginal":
+        layer = last_linear(network, point)
+        if layer is None:
+            raise ValueError("the network does not end in a linear layer of its own: use --estimator sampled")
+        scale = weight_rms(layer)
+        network = without(network, layer)
+    with precision_mode(precision, point.device):
+        rows = scale * central_differences(network, point, step=step, chunk_size=chunk_size)
+    if estimator == "sampled" and len(rows) != 1:
+        raise ValueError(f"the network has {len(rows)} outputs: the sampled estimator needs one")
+    if not rows.isfinite().all():
+        raise ValueError(f"the differences of a random network are not finite (step {step:g})")
+    return rows
 
 
 @torch.no_grad()
-def ends_network(model: nn.Module, layer: nn.Linear, point: torch.Tensor) -> bool:
-    """Whether the model returns what the layer gives as it is, both large negative and positive values."""
+def last_linear(network: nn.Module, point: torch.Tensor) -> nn.Linear | None:
+    """The linear layer on (N, F) features whose output the network returns as it is, if it ends in one of its own.
+
+    A layer that is called twice, or shares its weights with another, is not independent of the trunk: None.
+    """
+    calls: list[tuple[nn.Linear, int]] = []
+    hooks = [
+        module.register_forward_hook(lambda layer, inputs, _: calls.append((layer, inputs[0].ndim)))
+        for module in network.modules()
+        if isinstance(module, nn.Linear)
+    ]
+    network(point[None].clone())  # its first layer may work in place
+    for hook in hooks:
+        hook.remove()
+    if not calls or calls[-1][1] != 2:
+        return None
+    layer = calls[-1][0]
+    owners = [weight for _, weight in network.named_parameters(remove_duplicate=False) if weight is layer.weight]
+    if len(owners) > 1 or sum(called is layer for called, _ in calls) > 1:
+        return None
     given = layer.weight.new_tensor([[-1e4], [1e4]]).repeat(1, layer.out_features)
     hook = layer.register_forward_hook(lambda *_: given.clone())
-    output = model(point.repeat(2, 1, 1, 1))
+    output = network(point.repeat(2, 1, 1, 1))
     hook.remove()
-    return isinstance(output, torch.Tensor) and torch.equal(output.flatten(), given.flatten())
+    ends = isinstance(output, torch.Tensor) and torch.equal(output.flatten(), given.flatten())
+    return layer if ends else None
 
 
-def weight_statistics(layer: nn.Linear) -> torch.Tensor:
-    """(number, Σw, Σw², number beyond 1/√fan_in, Σ fan_in) of a layer's weights, float64: they add up over networks."""
-    weights = layer.weight.double()
-    beyond = (weights.abs() > layer.in_features**-0.5 * (1 + 1e-6)).sum()
-    number, sums = weights.numel(), torch.stack([weights.sum(), weights.square().sum(), beyond.double()])
-    return torch.tensor([number, *sums.tolist(), number * layer.in_features], dtype=torch.float64)
+def without(network: nn.Module, layer: nn.Linear) -> nn.Module:
+    """The trunk h, which maps (N, C, H, W) to (N, F): an identity stands where the layer was."""
+    (name,) = (name for name, module in network.named_modules() if module is layer)
+    parent, _, name = name.rpartition(".")
+    setattr(network.get_submodule(parent), name, nn.Identity())
+    return network
 
 
-def check_zero_mean(statistics: torch.Tensor) -> None:
-    """Refuse weights whose mean is more than six standard errors from zero."""
-    number, total, squares, *_ = statistics.tolist()
-    if not abs(total) <= 6 * squares**0.5:  # the standard error of Σw is √(Σw²) for a mean of zero; nan fails too
-        raise ValueError(NO_MARGINAL.format(f"the mean of its weights is {total / number:.2g}, not zero"))
+def weight_rms(layer: nn.Linear) -> float:
+    """The rms of a layer's weights, an estimate of σ_w that is independent of the trunk.
 
+    Where they are all zero (torchvision's ViT), PyTorch's default σ_w = 1/√(3·fan_in): the scale is then a convention.
 
-def weight_variance(statistics: torch.Tensor) -> float:
-    """σ_w² of the last layer from the statistics of the weights of all drawn networks.
-
-    PyTorch's nn.Linear draws from U(−1/√fan_in, 1/√fan_in), of variance 1/(3·fan_in). That is taken where no weight
-    lies beyond these bounds and the pooled variance is within four of its standard errors; otherwise the pooled one.
+    Raises:
+        ValueError: their mean is more than six standard errors from zero.
     """
-    number, _, squares, beyond, fan_ins = statistics.tolist()
-    pooled, default = squares / number, 1 / (3 * (fan_ins / number))
-    standard_error = default * (0.8 / number) ** 0.5  # Var w² = (4/5)·(σ²)² for a uniform w
-    return default if beyond == 0 and abs(pooled - default) < 4 * standard_error else pooled
+    weights = layer.weight.double()
+    if not weights.any():
+        return (3 * layer.in_features) ** -0.5
+    total, squares = weights.sum().item(), weights.square().sum().item()
+    if not abs(total) <= 6 * squares**0.5:  # the standard error of Σw is √(Σw²) for a mean of zero; nan fails too
+        mean = total / weights.numel()
+        raise ValueError(f"the weights of the last layer have mean {mean:.2g}, not zero: use --estimator sampled")
+    return (squares / weights.numel()) ** 0.5

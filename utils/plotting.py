@@ -1,15 +1,21 @@
 """Figures: arrays in, a matplotlib Figure out. Nothing else in the project knows matplotlib."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib import style
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 
+from utils.directions import canonical_frequency, frequency_grid
 from utils.runs import replacing
 
 STYLE = Path(__file__).with_name("figures.mplstyle")
+SHARES = {"norm": LogNorm(1 / 16, 16, clip=True), "cmap": "RdBu_r"}  # white at 1, the same for all networks
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -24,41 +30,82 @@ def save_figure(figure: Figure, path: Path) -> None:
         figure.savefig(temporary, format="png")
 
 
-def accuracy_map_figure(accuracies: np.ndarray, frequencies: Sequence[int], title: str) -> Figure:
-    """The map of test accuracy over frequencies, as published: DC in the middle, 50–100 %; gaps stay grey.
-
-    Args:
-        accuracies: percent, (k, k), rows k_y and columns k_x in the order of `frequencies`; nan where not measured.
-        frequencies: the k frequencies of both axes, in cycles per image, evenly spaced.
-        title: above the map.
-    """
+def accuracy_map_figure(accuracies: Mapping[tuple[int, int], float], size: int, title: str) -> Figure:
+    """The map of test accuracy (%) by frequency, as published: DC in the middle, 50–100 %; gaps stay grey."""
     with style.context(STYLE):
         figure = new_figure(4.6, 3.9)
-        axes = figure.add_subplot()
-        half = (frequencies[1] - frequencies[0]) / 2 if len(frequencies) > 1 else 1
-        edges = (frequencies[0] - half, frequencies[-1] + half)
-        axes.set_facecolor("0.85")
-        image = axes.imshow(accuracies, vmin=50, vmax=100, origin="lower", extent=(*edges, *edges))
-        axes.set(xlabel="horizontal frequency (cycles per image)", ylabel="vertical frequency (cycles per image)")
-        axes.set_title(title)
-        axes.set_xticks(frequencies[::4])
-        axes.set_yticks(frequencies[::4])
+        image = draw_map(figure.add_subplot(), accuracies, size, title, vmin=50, vmax=100)
         figure.colorbar(image, label="test accuracy (%)", extend="min")
     return figure
 
 
+def share_map_figure(shares: Mapping[tuple[int, int], float], size: int, title: str) -> Figure:
+    """The map of the share of the gradient's variance by frequency: logarithmic, white at 1, a network's mean share."""
+    with style.context(STYLE):
+        figure = new_figure(4.9, 3.9)
+        image = draw_map(figure.add_subplot(), shares, size, title, **SHARES)
+        figure.colorbar(image, label="less than its share  ←  1  →  more than its share", extend="both")
+    return figure
+
+
+def prediction_figure(networks: dict[str, tuple[dict, dict, dict]], size: int) -> Figure:
+    """One column for each network: its predicted map, and below it the measured and the published one, if any has one.
+
+    For each name: share, and the two accuracies (%), by canonical frequency.
+    """
+    labels = ("predicted", "measured here", "published")
+    kinds = [kind for kind in range(3) if any(maps[kind] for maps in networks.values())]
+    with style.context(STYLE):
+        figure = new_figure(2.1 * len(networks) + 0.6, 2.2 * len(kinds) + 0.3)
+        grid = figure.subplots(len(kinds), len(networks), squeeze=False)
+        for column, (name, maps) in enumerate(networks.items()):
+            for row, kind in enumerate(kinds):
+                scale = SHARES if kind == 0 else {"vmin": 50, "vmax": 100}
+                title = name.replace(" without", "\nwithout") if row == 0 else ""
+                image = draw_map(grid[row, column], maps[kind], size, title, **scale)
+                grid[row, column].set(xlabel="", ylabel=labels[kind] if column == 0 else "", xticks=[], yticks=[])
+                if column == len(networks) - 1:
+                    label = "share of the variance" if kind == 0 else "test accuracy (%)"
+                    figure.colorbar(image, ax=grid[row, :].tolist(), label=label)
+    return figure
+
+
+def draw_map(axes: Axes, values: Mapping[tuple[int, int], float], size: int, title: str, **scale: Any) -> AxesImage:
+    """Draw values by their canonical frequency over k_y (up) and k_x; cells without one stay grey."""
+    coarse = frequency_grid(size)
+    frequencies = coarse if all(y in coarse and x in coarse for y, x in values) else frequency_grid(size, 1)
+    grid = map_array(values, size, frequencies)
+    half = (frequencies[1] - frequencies[0]) / 2 if len(frequencies) > 1 else 1
+    edges = (frequencies[0] - half, frequencies[-1] + half)
+    axes.set_facecolor("0.85")
+    image = axes.imshow(grid, origin="lower", extent=(*edges, *edges), **scale)
+    axes.set(xlabel="horizontal frequency (cycles per image)", ylabel="vertical frequency (cycles per image)")
+    axes.set_title(title)
+    axes.set_xticks(frequencies[:: max(1, len(frequencies) // 4)])
+    axes.set_yticks(frequencies[:: max(1, len(frequencies) // 4)])
+    return image
+
+
+def map_array(values: Mapping[tuple[int, int], float], size: int, frequencies: Sequence[int]) -> np.ndarray:
+    """Values by canonical frequency as an array, rows k_y and columns k_x; nan where there is none."""
+    return np.array([[values.get(canonical_frequency(y, x, size), np.nan) for x in frequencies] for y in frequencies])
+
+
 def curve_figure(
-    x: np.ndarray, curves: dict[str, np.ndarray], *, xlabel: str, ylabel: str, title: str,
-    spread: dict[str, np.ndarray] | None = None, published: tuple[np.ndarray, np.ndarray] | None = None,
-    ylim: tuple[float, float] | None = None,
-) -> Figure:  # fmt: skip
+    x: np.ndarray,
+    curves: dict[str, np.ndarray],
+    *,
+    spread: dict[str, np.ndarray] | None = None,
+    published: tuple[np.ndarray, np.ndarray] | None = None,
+    **labels: Any,
+) -> Figure:
     """Curves over a common x, shapes (k,), each with its label; a band of ± spread where one is given.
 
-    Published values, an (x, y) pair of their own, are drawn beside them.
+    Published values, an (x, y) pair of their own, are drawn beside them. `labels` are those of matplotlib's `Axes.set`.
     """
     with style.context(STYLE):
         figure = new_figure(5.2, 3.4)
-        axes = figure.add_subplot()
+        axes = figure.add_subplot(**labels)
         for label, y in curves.items():
             (line,) = axes.plot(x, y, label=label, marker="o" if len(x) < 40 else "", markersize=3)
             if spread is not None and label in spread:
@@ -66,33 +113,26 @@ def curve_figure(
                 axes.fill_between(x, low, high, color=line.get_color(), alpha=0.25, linewidth=0)
         if published is not None:
             axes.plot(*published, color="0.5", linestyle="--", marker="s", markersize=3, label="published")
-        axes.set(xlabel=xlabel, ylabel=ylabel, ylim=ylim)
-        axes.set_title(title)
         if len(axes.lines) > 1:
             axes.legend()
     return figure
 
 
-def scatter_figure(x: np.ndarray, y: np.ndarray, *, xlabel: str, ylabel: str, title: str) -> Figure:
-    """Two measurements of the same things against each other, shapes (k,), with the line of equality."""
+def scatter_figure(x: np.ndarray, y: np.ndarray, **labels: Any) -> Figure:
+    """Two measurements of the same things against each other, shapes (k,); on equal scales the line of equality."""
     with style.context(STYLE):
         figure = new_figure(3.8, 3.7)
-        axes = figure.add_subplot()
-        ends = (min(x.min(), y.min()), max(x.max(), y.max()))
-        axes.plot(ends, ends, color="0.7", linewidth=1, zorder=0)
+        axes = figure.add_subplot(**labels)
+        if axes.get_xscale() == "linear":
+            ends = (min(x.min(), y.min()), max(x.max(), y.max()))
+            axes.plot(ends, ends, color="0.7", linewidth=1, zorder=0)
+            axes.set_aspect("equal")
         axes.scatter(x, y, s=12, alpha=0.7)
-        axes.set(xlabel=xlabel, ylabel=ylabel, aspect="equal")
-        axes.set_title(title)
     return figure
 
 
 def nads_figure(directions: dict[str, np.ndarray], spectra: dict[str, np.ndarray] | None = None) -> Figure:
-    """The first NADs of each architecture in pixel space over their energy in the Fourier domain; the spectra below.
-
-    Args:
-        directions: by name, (k, C, H, W).
-        spectra: by name, singular values (D,); left out if None.
-    """
+    """The first NADs (k, C, H, W) of each architecture, pixels over Fourier energy; below, spectra (D,) if given."""
     k = max(len(rows) for rows in directions.values())
     bottom = 1 if spectra else 0
     with style.context(STYLE):
@@ -121,10 +161,7 @@ def nads_figure(directions: dict[str, np.ndarray], spectra: dict[str, np.ndarray
 
 
 def show_direction(pixels, energy, direction: np.ndarray) -> None:
-    """Draw a direction (C, H, W) in one pair of axes, and its energy in the Fourier domain (DC centred) in the other.
-
-    Pixels are grey values around zero, or colours around grey; the energy is summed over the channels.
-    """
+    """Draw a direction (C, H, W), as colours around grey, and its energy in the Fourier domain over all channels."""
     limit = np.abs(direction).max()
     if len(direction) == 3:
         pixels.imshow(0.5 + direction.transpose(1, 2, 0) / (2 * limit))
@@ -170,10 +207,7 @@ def step_figure(sizes: np.ndarray, overlaps: dict[str, np.ndarray], spectra: dic
 def nad_detail_figure(
     direction: np.ndarray, index: int, singular_values: np.ndarray, accuracies: tuple[np.ndarray, np.ndarray]
 ) -> Figure:
-    """One NAD (C, H, W): its pixels, its Fourier energy, its place in the spectrum (D,), and the accuracy along it.
-
-    The accuracies are a pair (NAD indices, test accuracy in percent).
-    """
+    """One NAD (C, H, W): pixels, Fourier energy, place in the spectrum (D,), accuracies (NAD indices, percent)."""
     with style.context(STYLE):
         figure = new_figure(9.0, 2.5)
         pixels, energy, spectrum, curve = figure.subplots(1, 4, width_ratios=[1, 1, 1.3, 1.3])

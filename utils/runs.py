@@ -9,9 +9,11 @@ import json
 import math
 import os
 import platform
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from tqdm import tqdm
 from utils import distributed
 
 ROWS = "accuracies.csv"  # in a run's folder
+CHECKPOINT_SECONDS = 50  # between two checkpoints of the same work
 
 
 @contextlib.contextmanager
@@ -46,7 +49,7 @@ def save_array(path: Path, array: np.ndarray) -> None:
 def save_json(path: Path, content: Any) -> None:
     """Write a JSON file, whole or not at all."""
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n")
+        temporary.write_text(json.dumps(content, indent=2, default=str) + "\n")
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
@@ -58,11 +61,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read what `save_checkpoint` wrote, to the CPU.
-
-    Raises:
-        ValueError: the file is not readable.
-    """
+    """Read what `save_checkpoint` wrote, to the CPU; ValueError if the file is not readable."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch names no common class for a damaged file
@@ -75,13 +74,35 @@ def digest(content: bytes) -> str:
     return hashlib.blake2b(content, digest_size=8).hexdigest()
 
 
-def environment() -> dict[str, Any]:
-    """What numbers may depend on besides the settings: versions, device and ranks; for the record."""
+def settings(args: Namespace, *free: str, **derived: Any) -> dict[str, Any]:
+    """What a run's numbers depend on: all of its arguments less the few, `free`, that change no row.
+
+    `derived` settings stand in for an argument of that name, or are known only once a file has been read.
+    """
+    free = {"output", "published", *free}
+    return {key: value for key, value in vars(args).items() if key not in free} | {"device": args.device.type} | derived
+
+
+def device_name(device: torch.device) -> str:
+    """The model of a GPU or of this machine's CPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpus = Path("/proc/cpuinfo")
+    lines = cpus.read_text().splitlines() if cpus.exists() else []
+    models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.machine()
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """What numbers may depend on besides the settings: code, versions, device and ranks; for the record."""
+    here = Path(__file__).resolve().parent
+    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
     return {
+        "commit": git.stdout.strip() or None,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": np.__version__,
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "device": device_name(device),
         "threads": torch.get_num_threads(),
         "ranks": distributed.world_size(),
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
@@ -89,96 +110,98 @@ def environment() -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def open_run(folder: Path, settings: dict[str, Any]) -> Iterator[Path]:
-    """Create the folder with its config.json, or check that the run in it has the same settings.
+def open_run(folder: Path, settings: dict[str, Any], device: torch.device) -> Iterator[None]:
+    """Create the folder with its config.json, or check that the run in it has the same settings; ValueError if not.
 
     All ranks call this. Rank 0 does the work, and holds the folder's lock until the block ends.
-
-    Raises:
-        ValueError: other settings (the differing keys are named), or another process is at work there.
     """
     with contextlib.ExitStack() as stack:
-        with distributed.first_rank_first():
-            if distributed.rank() == 0:
-                folder.mkdir(parents=True, exist_ok=True)
-                _lock(stack.enter_context(open(folder / ".lock", "w")), folder)
-                for temporary in folder.glob(".*.tmp"):  # of a command that was killed while it wrote
-                    temporary.unlink()
-                check_settings(folder, settings)
-                if not (folder / "config.json").exists():
-                    save_json(folder / "config.json", {"settings": settings, "environment": environment()})
-        yield folder
-
-
-def _lock(file: io.TextIOBase, folder: Path) -> None:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise ValueError(f"{folder} is in use by another process: wait for it, or choose another folder") from None
+        if distributed.rank() == 0:
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                fcntl.flock(stack.enter_context(open(folder / ".lock", "w")), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ValueError(f"{folder} is in use by another process: wait, or choose another folder") from None
+            for temporary in folder.glob(".*.tmp"):  # of a command that was killed while it wrote
+                temporary.unlink()
+            check_settings(folder, settings)
+            if not (folder / "config.json").exists():
+                save_json(folder / "config.json", {"settings": settings, "environment": environment(device)})
+        distributed.barrier()
+        yield
 
 
 def check_settings(folder: Path, settings: dict[str, Any]) -> None:
-    """Refuse a folder that holds a run with other settings.
-
-    Raises:
-        ValueError: it names the settings that differ, or says that the file with them cannot be read.
-    """
+    """Refuse a folder that holds a run with other settings: a ValueError names those that differ."""
     path = folder / "config.json"
     if not path.exists():
         return
-    settings = json.loads(json.dumps(settings))
+    now = json.loads(json.dumps(settings, default=str))
     try:
         before = json.loads(path.read_text())["settings"]
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"{path} cannot be read: delete the folder, or choose another") from None
-    differing = [
-        f"{key} was {before.get(key)!r}, now {settings.get(key)!r}"
-        for key in sorted(before.keys() | settings.keys())
-        if before.get(key) != settings.get(key)
-    ]
+    differing = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
     if differing:
+        changes = "; ".join(f"{key} was {before.get(key)!r}, now {now.get(key)!r}" for key in differing)
         raise ValueError(
-            f"{path.parent} holds a run with other settings ({'; '.join(differing)}): "
-            "give the same, or choose another folder"
+            f"{folder} holds a run with other settings ({changes}): give the same, or choose another folder"
         )
 
 
-def finish(
-    folder: Path, settings: dict[str, Any], keys: Sequence[str], items: Sequence[tuple[int, ...]],
-    work: Callable[[tuple[int, ...]], dict[str, float]], report: Callable[[list[dict[str, str]]], None], *, what: str,
-) -> None:  # fmt: skip
-    """Do the items that the run in a folder lacks, shared among the ranks, a row each; then report, on rank 0.
+def announce(what: str, wanted: int, done: int, device: torch.device, folder: Path) -> None:
+    """Print, on rank 0, what is about to be done, how much of it is there already, on what, and where it goes."""
+    if distributed.rank() == 0:
+        print(
+            f"{what}: {wanted}, {done} of them done; {device} ({device_name(device)}), "
+            f"ranks: {distributed.world_size()}, threads of each: {torch.get_num_threads()}; results in {folder}",
+            flush=True,
+        )
+
+
+def do_items(
+    folder: Path,
+    keys: Sequence[str],
+    items: Sequence[tuple[int, ...]],
+    work: Callable[[tuple[int, ...], Path], dict[str, float]],
+    *,
+    what: str,
+    device: torch.device,
+) -> list[dict[str, str]]:
+    """Do the items that an open run lacks, shared among the ranks, one row each; return all rows once all are done.
 
     Args:
         folder: of the run.
-        settings: see `open_run`.
-        keys: columns of the rows, whole numbers that together name an item.
+        keys: columns of the rows, whole numbers that together name an item; the rows are in their order.
         items: the values of the keys of all that is asked for.
-        work: does one item, and returns the rest of its row.
-        report: given all rows of the folder, in the order of their keys.
-        what: name of the progress bar.
+        work: does one item, and returns the rest of its row; it may keep its state in a file of this name meanwhile.
+        what: the items in words, for the announcement.
+        device: where they are done.
     """
-    with open_run(folder, settings):
-        with distributed.first_rank_first():
-            done = done_items(folder, keys)
-        mine = distributed.share([item for item in items if item not in done])
-        for item in tqdm(mine, desc=f"{what} of rank 0", disable=distributed.rank() > 0):
-            start = time.perf_counter()
-            row = dict(zip(keys, item, strict=True)) | {name: f"{value:.6g}" for name, value in work(item).items()}
-            append_row(folder / ROWS, row | {"seconds": f"{time.perf_counter() - start:.2f}"})
-        distributed.barrier()
-        if distributed.rank() == 0:
-            report(sort_rows(folder / ROWS, keys))
+
+    def checkpoint_of(item: tuple[int, ...]) -> Path:
+        return folder / f"checkpoint-{'_'.join(map(str, item))}.pt"
+
+    done = {tuple(int(row[key]) for key in keys) for row in read_rows(folder / ROWS, keys)}
+    distributed.barrier()  # all have read before one writes
+    announce(what, len(items), len(done.intersection(items)), device, folder)
+    for item in done:
+        checkpoint_of(item).unlink(missing_ok=True)  # of a command that was killed after it had written the row
+    mine = distributed.share([item for item in items if item not in done])
+    for item in tqdm(mine, desc=f"{what}, rank 0", disable=distributed.rank() > 0):
+        start = time.perf_counter()
+        found = {name: f"{value:.6g}" for name, value in work(item, checkpoint_of(item)).items()}
+        seconds = {"seconds": f"{time.perf_counter() - start:.2f}"}
+        append_row(folder / ROWS, dict(zip(keys, item, strict=True)) | found | seconds)
+        checkpoint_of(item).unlink(missing_ok=True)
+    distributed.barrier()
+    rows = sorted(read_rows(folder / ROWS, keys), key=lambda row: [int(row[key]) for key in keys])
+    if distributed.rank() == 0:
+        write_rows(folder / ROWS, rows)  # in the order of their keys, not of who finished when
+    return rows
 
 
-def done_items(folder: Path, keys: Sequence[str]) -> set[tuple[int, ...]]:
-    """The items that have a row in the folder, by the values of their keys."""
-    return {tuple(int(row[key]) for key in keys) for row in read_rows(folder / ROWS, keys)}
-
-
-def mean_and_spread(
-    rows: list[dict[str, str]], keys: Sequence[str]
-) -> dict[tuple[int, ...], tuple[float, float, int]]:
+def mean_and_spread(rows: list[dict[str, str]], keys: Sequence[str]) -> dict[tuple[int, ...], tuple[float, float, int]]:
     """Test accuracy of the rows that share their keys and did not diverge: mean, standard deviation or nan, number."""
     values: dict[tuple[int, ...], list[float]] = {}
     for row in rows:
@@ -191,11 +214,7 @@ def mean_and_spread(
 
 
 def print_diverged(folder: Path, rows: list[dict[str, str]], keys: Sequence[str], max_lr: float) -> None:
-    """Say which trainings of a run diverged.
-
-    Raises:
-        ValueError: all did.
-    """
+    """Say which trainings of a run diverged; ValueError if all did."""
     diverged = [tuple(int(row[key]) for key in keys) for row in rows if row["test_accuracy"] == "nan"]
     if diverged:
         print(f"{len(diverged)} of {len(rows)} trainings diverged and are left out ({', '.join(keys)}): {diverged}")
@@ -221,8 +240,7 @@ def read_published(path: Path, keys: Sequence[str], column: str) -> list[tuple[t
 def read_rows(path: Path, keys: Sequence[str] = ()) -> list[dict[str, str]]:
     """The finished rows of a CSV file, none if there is no file. A last line cut short by a kill does not count.
 
-    Raises:
-        ValueError: a row has too few or too many cells, or one of the columns `keys` is not a whole number in it.
+    A row with too few or too many cells, or whose columns `keys` are not whole numbers, is a ValueError.
     """
     if not path.exists():
         return []
@@ -248,27 +266,21 @@ def append_row(path: Path, row: dict[str, Any]) -> None:
         content = file.seek(0) or file.read()
         whole = content.rfind(b"\n") + 1
         file.truncate(whole)  # a line that a kill cut short
-        text = io.StringIO()
-        writer = csv.DictWriter(text, row.keys(), lineterminator="\n")
-        if not whole:
-            writer.writeheader()
-        writer.writerow(row)
-        file.write(text.getvalue().encode())
+        file.write(_csv_text([row], header=not whole).encode())
         file.flush()
         os.fsync(file.fileno())
 
 
-def sort_rows(path: Path, keys: Sequence[str]) -> list[dict[str, str]]:
-    """Rewrite a CSV file in the order of its keys, not of who finished when; return its rows."""
-    rows = sorted(read_rows(path, keys), key=lambda row: [int(row[key]) for key in keys])
-    write_rows(path, rows)
-    return rows
-
-
-def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """Write a CSV file, whole or not at all. The first row's keys are the header."""
-    rows = list(rows)
-    with replacing(path) as temporary, open(temporary, "w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
+    with replacing(path) as temporary:
+        temporary.write_text(_csv_text(rows, header=True))
+
+
+def _csv_text(rows: Sequence[dict[str, Any]], *, header: bool) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
+    if header:
         writer.writeheader()
-        writer.writerows(rows)
+    writer.writerows(rows)
+    return text.getvalue()

@@ -2,7 +2,8 @@
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -40,148 +41,97 @@ def precision_mode(precision: str, device: torch.device | str) -> Iterator[None]
             switch.fp32_precision = value
 
 
-def logits_of(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """The logits (N, classes) of images x (N, C, H, W), laid out in memory as suits the model and the device.
-
-    That is channels_last. On a CPU with AVX-512, where a vector is 16 floats, it is oneDNN's blocks of 16 channels for
-    a model whose class says, by an attribute `takes_mkldnn`, that it can be given them and gains.
-    """
-    blocks = (
-        vars(type(model)).get("takes_mkldnn", False)  # not inherited: a subclass may have a forward of its own
-        and x.dtype == torch.float32
-        and x.device.type == "cpu"
-        and torch.backends.mkldnn.is_available()
-        and torch.backends.cpu.get_cpu_capability() == "AVX512"
-        and not torch.is_autocast_enabled("cpu")
-    )
-    return model(x.to_mkldnn() if blocks else x.contiguous(memory_format=torch.channels_last))
-
-
 def learning_rate(max_lr: float, epoch: int, step: int, steps: int, epochs: int) -> float:
     """The rate of step `step` (from 0): max_lr·(1 − t/epochs) with t = epoch + (step + 1)/steps."""
     return max_lr * (1 - (epoch + (step + 1) / steps) / epochs)
 
 
-def train_epoch(
+def train(
     model: nn.Module,
-    optimizer: torch.optim.Optimizer,
     images: torch.Tensor,
     labels: torch.Tensor,
     *,
-    epoch: int,
     epochs: int,
     batch_size: int,
     max_lr: float,
+    momentum: float,
+    weight_decay: float,
     clip_norm: float,
     generator: torch.Generator,
     precision: str = "fp32",
-    augment: Callable[[torch.Tensor, torch.Generator], torch.Tensor] | None = None,
-) -> tuple[float, float]:
-    """One pass over the data in a fresh order, the short last batch kept; no step waits for the device.
+    tests: Mapping[str, tuple[torch.Tensor, torch.Tensor]] | None = None,
+    checkpoint: Path | None = None,
+) -> list[dict[str, float]]:
+    """Train by a recipe of the paper: SGD, the rate falling linearly to 0, the norm of the gradient clipped.
 
     Args:
-        model: on the device of the images; set to training mode.
-        optimizer: SGD over the model's parameters; its rate is set before each step.
+        model: on the device of the images.
         images: (n, C, H, W).
         labels: (n,), int64.
-        epoch: number of this epoch, from 0.
-        epochs: number of epochs after which the rate is 0.
-        batch_size: samples a step.
+        epochs: passes over the data, each in a fresh order, the short last batch kept.
+        batch_size: samples in each step.
         max_lr: rate at the start of training.
+        momentum: of SGD.
+        weight_decay: of SGD.
         clip_norm: bound on the norm of the gradient of all parameters together.
         generator: source of the order, on the device of the images.
         precision: see `precision_mode`.
-        augment: maps a batch to a batch; draws from `generator`.
+        tests: images and labels by a name, evaluated after each epoch.
+        checkpoint: a file that is written after an epoch, at most once a minute, and continued from if it is there.
 
     Returns:
-        Mean loss and accuracy in percent, over the batches as they were trained on. The loss is nan where a parameter
-        is not finite.
-    """
-    model.train()
-    parameters = list(model.parameters())
-    order = torch.randperm(len(images), generator=generator, device=images.device)
-    batches = order.split(batch_size)
-    total_loss = torch.zeros((), device=images.device)
-    num_correct = torch.zeros((), device=images.device, dtype=torch.int64)
-    with precision_mode(precision, images.device):
-        for step, batch in enumerate(batches):
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(max_lr, epoch, step, len(batches), epochs)
-            x, y = images[batch], labels[batch]
-            if augment is not None:
-                x = augment(x, generator)
-            logits = logits_of(model, x)
-            loss = F.cross_entropy(logits, y)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            nn.utils.clip_grad_norm_(parameters, clip_norm)
-            optimizer.step()
-            total_loss += loss.detach() * len(batch)
-            num_correct += (logits.detach().argmax(1) == y).sum()
-    # oneDNN's max-pool passes over a nan, so that the loss alone may look sound.
-    sound = torch.stack([parameter.detach().isfinite().all() for parameter in parameters]).all()
-    total_loss.masked_fill_(~sound, math.nan)
-    return total_loss.item() / len(images), 100 * num_correct.item() / len(images)
-
-
-def make_optimizer(
-    model: nn.Module, *, max_lr: float, momentum: float = 0.0, weight_decay: float = 0.0
-) -> torch.optim.SGD:
-    """The paper's optimiser; `train_epoch` sets the rate of each step."""
-    return torch.optim.SGD(model.parameters(), lr=max_lr, momentum=momentum, weight_decay=weight_decay)
-
-
-def train(
-    model: nn.Module, images: torch.Tensor, labels: torch.Tensor, *, epochs: int = 20, batch_size: int = 128,
-    max_lr: float = 0.5, momentum: float = 0.0, weight_decay: float = 0.0, clip_norm: float = 0.5,
-    generator: torch.Generator, precision: str = "fp32",
-    augment: Callable[[torch.Tensor, torch.Generator], torch.Tensor] | None = None,
-    tests: Mapping[str, tuple[torch.Tensor, torch.Tensor]] | None = None, checkpoint: Path | None = None,
-) -> list[dict[str, float]]:  # fmt: skip
-    """Train by the recipe of the paper, by default that of its first experiment.
-
-    The arguments are those of `train_epoch` and `make_optimizer`, and two more: `tests`, images and labels by a name,
-    are evaluated after each epoch; `checkpoint`, a file, is written after each epoch and continued from if it is there.
-
-    Returns:
-        The history, one dict an epoch: epoch, loss, train_accuracy, and NAME_accuracy of each of the tests (%).
-        It ends early, with the epoch whose loss is not finite, when training diverges.
+        The history, one dict per epoch: epoch, loss and train_accuracy (%) over the batches as they were trained on,
+        and NAME_accuracy (%) of each of the tests. It ends early when training diverges: then its last loss is nan.
     """
     model.to(memory_format=torch.channels_last)
-    optimizer = make_optimizer(model, max_lr=max_lr, momentum=momentum, weight_decay=weight_decay)
+    parameters = list(model.parameters())
+    optimizer = torch.optim.SGD(parameters, lr=max_lr, momentum=momentum, weight_decay=weight_decay)
     history = load_epochs(checkpoint, model, optimizer, generator) if checkpoint else []
-    left = range(len(history), epochs)
     bar = {"desc": "epochs", "initial": len(history), "total": epochs, "leave": False, "delay": PATIENCE}
-    for epoch in tqdm(left, disable=distributed.rank() > 0, **bar):
+    saved = time.monotonic()
+    for epoch in tqdm(range(len(history), epochs), disable=distributed.rank() > 0, **bar):
         if history and not math.isfinite(history[-1]["loss"]):
             break
-        loss, accuracy = train_epoch(
-            model, optimizer, images, labels, epoch=epoch, epochs=epochs, batch_size=batch_size, max_lr=max_lr,
-            clip_norm=clip_norm, generator=generator, precision=precision, augment=augment,
-        )  # fmt: skip
+        model.train()
+        batches = torch.randperm(len(images), generator=generator, device=images.device).split(batch_size)
+        total_loss = torch.zeros((), device=images.device)  # no step waits for the device
+        num_correct = torch.zeros((), device=images.device, dtype=torch.int64)
+        with precision_mode(precision, images.device):
+            for step, batch in enumerate(batches):
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate(max_lr, epoch, step, len(batches), epochs)
+                logits = model(images[batch].contiguous(memory_format=torch.channels_last))
+                loss = F.cross_entropy(logits, labels[batch])
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                nn.utils.clip_grad_norm_(parameters, clip_norm)
+                optimizer.step()
+                total_loss += loss.detach() * len(batch)
+                num_correct += (logits.detach().argmax(1) == labels[batch]).sum()
+        # oneDNN's max-pool passes over a nan, so that the loss alone may look sound.
+        sound = torch.stack([parameter.detach().isfinite().all() for parameter in parameters]).all()
+        loss = total_loss.masked_fill(~sound, math.nan).item() / len(images)
+        accuracy = 100 * num_correct.item() / len(images)
         history.append({"epoch": epoch, "loss": loss, "train_accuracy": accuracy})
         for name, test_set in (tests or {}).items():
             history[-1][f"{name}_accuracy"] = evaluate(model, *test_set, precision=precision)
-        if checkpoint:
+        if checkpoint and time.monotonic() - saved > runs.CHECKPOINT_SECONDS:
             save_epochs(checkpoint, model, optimizer, generator, history)
+            saved = time.monotonic()
     return history
 
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module,
-    images: torch.Tensor,
-    labels: torch.Tensor,
-    *,
-    precision: str = "fp32",
-    batch_size: int = 500,
+    model: nn.Module, images: torch.Tensor, labels: torch.Tensor, *, precision: str = "fp32", batch_size: int = 500
 ) -> float:
     """Accuracy in percent of `model` in evaluation mode, over images (n, C, H, W)."""
     model.eval()
     num_correct = torch.zeros((), device=images.device, dtype=torch.int64)
     with precision_mode(precision, images.device):
         for x, y in zip(images.split(batch_size), labels.split(batch_size), strict=True):
-            num_correct += (logits_of(model, x).argmax(1) == y).sum()
+            logits = model(x.contiguous(memory_format=torch.channels_last))
+            num_correct += (logits.argmax(1) == y).sum()
     return 100 * num_correct.item() / len(images)
 
 

@@ -1,0 +1,105 @@
+"""How far untrained networks predict the maps, and how much chance there is in it: results/prediction/.
+
+    python NADs_scripts/prediction.py
+
+The paper's five architectures, and LeNet and ResNet-18 without pooling, 8 networks for each of three seeds (ResNet-18
+without pooling: one network, minutes). Writes maps.csv and maps.png (predicted beside measured, where results/ has a
+map; with --published beside the published one), and stability.csv: how AUC and shares move with the seed and with 1, 2,
+4 or 8 networks. The work is kept in runs/prediction, and continued.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from directional_bias import LEARNT, ROOT, UNLEARNT, auc, share, variance_along
+from models import paper_name
+from utils import cli, plotting, runs
+from utils.directions import canonical_frequency, fourier_map
+
+# Architecture, with pooling, seeds, networks for each.
+STUDIED = [(arch, True, (0, 1, 2), 8) for arch in ("logreg", "lenet", "vgg11", "resnet18", "densenet121")]
+STUDIED += [("lenet", False, (0, 1, 2), 8), ("resnet18", False, (0,), 1)]
+KEYS = ("frequency_y", "frequency_x")
+
+
+def kept(folder: Path, arch: str, pooling: bool, seed: int, num_networks: int, directions: torch.Tensor) -> np.ndarray:
+    """Variance along each direction and in all, one row per network (N, n + 1), from the file that keeps it."""
+    path = folder / f"{arch}{'' if pooling else '-nopooling'}-{seed}.npy"
+    if not path.exists():
+        options = {"arch": arch, "pooling": pooling, "num_networks": num_networks, "seed": seed}
+        along, total = variance_along(directions, **options)
+        runs.save_array(path, np.column_stack([along, total]))
+    return np.load(path, allow_pickle=False)
+
+
+def measured_map(arch: str, pooling: bool) -> dict[tuple[int, ...], float]:
+    """The accuracies of the map in results/, by canonical frequency; none where it was not measured."""
+    path = ROOT / "results" / f"directional_bias_{arch}{'' if pooling else '_nopooling'}.csv"
+    return {index: mean for index, (mean, _, _) in runs.mean_and_spread(runs.read_rows(path, KEYS), KEYS).items()}
+
+
+def auc_of(shares: dict[tuple[int, ...], float], accuracies: dict[tuple[int, ...], float]) -> str:
+    """AUC of the shares for the learnt against the unlearnt cells, "" without either."""
+    learnt = [shares[key] for key, accuracy in accuracies.items() if accuracy > LEARNT]
+    unlearnt = [shares[key] for key, accuracy in accuracies.items() if accuracy <= UNLEARNT]
+    return f"{auc(learnt, unlearnt):.3f}" if learnt and unlearnt else ""
+
+
+@cli.one_line_errors
+def main(argv: list[str] | None = None) -> None:
+    """Predict, compare, write the tables and the figure."""
+    parser = cli.ArgumentParser(__doc__)
+    parser.add_argument("--published", type=Path, help="CSV with the published accuracies, drawn in a third row")
+    parser.add_argument("--output", type=Path, default=ROOT / "results" / "prediction", help="folder")
+    args = parser.parse_args(argv)
+    images, folder = fourier_map(), ROOT / "runs" / "prediction"
+    for path in (folder, args.output):
+        path.mkdir(parents=True, exist_ok=True)
+    directions = torch.stack(list(images.values()))
+    maps, stability, columns = [], [], {}
+    for arch, pooling, seeds, num_networks in STUDIED:
+        found = np.stack([kept(folder, arch, pooling, seed, num_networks, directions) for seed in seeds])
+        best = share(*np.split(found.reshape(-1, len(images) + 1), [-1], 1), 1024)
+        accuracies, published = measured_map(arch, pooling), {}
+        if args.published and pooling and arch in args.published.read_text().splitlines()[0].split(","):
+            rows = runs.read_published(args.published, KEYS, arch)
+            published = {canonical_frequency(*index): accuracy for index, accuracy in rows}
+        name = paper_name(arch) + ("" if pooling else " without pooling")
+        columns[name] = (dict(zip(images, best.tolist(), strict=True)), accuracies, published)
+        row = {"network": name}
+        maps += [
+            row | dict(zip(KEYS, key, strict=True)) | {"share": f"{value:.5g}"}
+            for key, value in columns[name][0].items()
+        ]
+        for number in (n for n in (1, 2, 4, 8) if n <= num_networks):
+            for seed, networks in zip(seeds, found, strict=True):
+                values = share(*np.split(networks[:number], [-1], 1), 1024)
+                shares = dict(zip(images, values.tolist(), strict=True))
+                stability.append(
+                    row
+                    | {
+                        "networks": number,
+                        "seed": seed,
+                        "smallest": f"{values.min():.3g}",
+                        "largest": f"{values.max():.3g}",
+                    }
+                    | {"below_a_third": int((values < 1 / 3).sum()), "auc_measured": auc_of(shares, accuracies)}
+                    | {"auc_published": auc_of(shares, published)}
+                    | {"median_factor_to_all": f"{np.exp(np.median(np.abs(np.log(values / best)))):.3f}"}
+                )
+                print(", ".join(f"{key} {value}" for key, value in stability[-1].items() if value != ""))
+    runs.write_rows(args.output / "maps.csv", maps)
+    runs.write_rows(args.output / "stability.csv", stability)
+    figure = plotting.prediction_figure(columns, 32)
+    file = args.output / ("maps_published.png" if args.published else "maps.png")
+    plotting.save_figure(figure, file)
+    print(f"figure: {file}\ntables: {args.output / 'maps.csv'}, {args.output / 'stability.csv'}")
+
+
+if __name__ == "__main__":
+    main()
