@@ -208,9 +208,9 @@ def run(args: Namespace, directions: Directions) -> None:
 def predict(args: Namespace, directions: Directions) -> None:
     """Predict the order of the directions, write it and draw it; compare with what has been trained."""
     start, device = time.monotonic(), distributed.rank_device(args.device)
-    runs.announce(f"{args.arch}, untrained networks", args.predict or NUM_NETWORKS["marginal"], 0, device, args.output)
+    runs.announce(f"{args.arch}, untrained networks", args.predict, 0, device, args.output)
     stacked = torch.stack(list(directions.values())).to(device)
-    options = {"arch": args.arch, "pooling": not args.no_pooling, "num_networks": args.predict or None}
+    options = {"arch": args.arch, "pooling": not args.no_pooling, "num_networks": args.predict}
     along, total = variance_along(stacked, sigma=args.sigma, seed=args.seed, **options)
     if distributed.rank() > 0:
         return
@@ -396,6 +396,10 @@ def main(argv: list[str] | None = None) -> None:
     if args.predict is None:
         distributed.launch(run, args, directions, device=args.device, num_parameters=num_parameters)
     else:
+        blank = next(iter(directions.values()))
+        args.predict = (
+            args.predict or NUM_NETWORKS["sampled" if last_linear(model.eval(), blank) is None else "marginal"]
+        )
         distributed.launch(predict, args, directions, device=args.device)
 
 

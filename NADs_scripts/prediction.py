@@ -2,10 +2,9 @@
 
     python NADs_scripts/prediction.py
 
-The paper's five architectures, and LeNet and ResNet-18 without pooling, 8 networks for each of three seeds (ResNet-18
-without pooling: one network, minutes). Writes maps.csv and maps.png (predicted beside measured, where results/ has a
-map; with --published beside the published one), and stability.csv: how AUC and shares move with the seed and with 1, 2,
-4 or 8 networks. The work is kept in runs/prediction, and continued.
+The paper's five architectures, and LeNet and ResNet-18 without pooling. maps.png has the predicted maps above those by
+training in results/, with --published above the published ones too; stability.csv tells how AUC and shares move with
+the seed and the number of networks. The work is kept in runs/prediction, and continued.
 """
 
 import sys
@@ -21,9 +20,12 @@ from models import paper_name
 from utils import cli, plotting, runs
 from utils.directions import canonical_frequency, fourier_map
 
-# Architecture, with pooling, seeds, networks for each.
-STUDIED = [(arch, True, (0, 1, 2), 8) for arch in ("logreg", "lenet", "vgg11", "resnet18", "densenet121")]
-STUDIED += [("lenet", False, (0, 1, 2), 8), ("resnet18", False, (0,), 1)]
+STUDIED = [  # architecture, with pooling, seeds, networks for each
+    *((arch, True, (0, 1, 2), 8) for arch in ("logreg", "lenet", "vgg11", "resnet18")),
+    ("densenet121", True, (0, 1), 8),
+    ("lenet", False, (0, 1, 2), 8),
+    ("resnet18", False, (0,), 1),  # minutes
+]
 KEYS = ("frequency_y", "frequency_x")
 
 
@@ -38,9 +40,11 @@ def kept(folder: Path, arch: str, pooling: bool, seed: int, num_networks: int, d
 
 
 def measured_map(arch: str, pooling: bool) -> dict[tuple[int, ...], float]:
-    """The accuracies of the map in results/, by canonical frequency; none where it was not measured."""
-    path = ROOT / "results" / f"directional_bias_{arch}{'' if pooling else '_nopooling'}.csv"
-    return {index: mean for index, (mean, _, _) in runs.mean_and_spread(runs.read_rows(path, KEYS), KEYS).items()}
+    """The accuracies in results/, fp32 or bf16, by canonical frequency; none where none was measured."""
+    name = f"directional_bias_{arch}{'' if pooling else '_nopooling'}"
+    files = [ROOT / "results" / f"{name}{precision}.csv" for precision in ("", "_bf16")]
+    rows = [row for file in files for row in runs.read_rows(file, KEYS)]
+    return {index: mean for index, (mean, _, _) in runs.mean_and_spread(rows, KEYS).items()}
 
 
 def auc_of(shares: dict[tuple[int, ...], float], accuracies: dict[tuple[int, ...], float]) -> str:

@@ -16,11 +16,12 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from models import paper_name
-from nad_computation import ROOT, draw_network, draw_point, split_last_linear
+from models import build_model, paper_name
+from nad_computation import ROOT, draw_point
 from utils import cli
 from utils.differences import central_differences
 from utils.directions import load_nads
+from utils.last_layer import draw_network, last_linear, without
 
 DROPPED_BITS = {"tf32": 13, "bf16": 16}  # of float32's 23
 BANDS = ((0, 10), (100, 110), (500, 510), (900, 910), (1013, 1023))
@@ -49,13 +50,14 @@ def main(argv: list[str] | None = None) -> None:
     parser = cli.ArgumentParser(__doc__)
     parser.add_argument("--arch", default="resnet18", help=cli.ARCH_HELP)
     args = parser.parse_args(argv)
-    point = draw_point("normal", seed=1)
+    point = draw_point(seed=1)
     nads = load_nads(ROOT / "NADs" / f"{paper_name(args.arch)}_NADs.npy", point.numel()).double()
 
     def differences(precision: str) -> torch.Tensor:
-        trunk, _ = split_last_linear(draw_network(args.arch, 0, seed=1), point)
+        network = draw_network(lambda: build_model(args.arch, 1, 1), "cpu", 1, "network", 0)
+        trunk = without(network, last_linear(network, point))
         if precision == "float64":
-            return central_differences(trunk.double(), point.double(), chunk_size=16)
+            return central_differences(trunk.double(), point.double())
         if precision in DROPPED_BITS:
             trunk = emulate(trunk, precision)
         return central_differences(trunk, point).double()

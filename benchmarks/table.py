@@ -1,76 +1,131 @@
-"""A table of this machine: for each experiment and architecture, how fast it runs, and how fast it could.
+"""Tables of this machine: how fast each experiment runs, here and the plain way of `plain.py`, measured in one run.
 
-    python benchmarks/table.py
+    python benchmarks/table.py --arch lenet resnet18
 
-Operations are counted from the model (two a multiply-add; training takes three forward passes). The ceiling is what the
-machine reaches on a large matrix product or a large convolution, whichever is faster, in fp32. Both ways of a row are
-measured in one run, each in processes of its own. Twenty minutes on 2 cores, most of it the plain way; `--arch` and
-`--experiment` make it shorter.
+The plain way runs before and after, as the speed of a shared machine varies. The plain training is fp32. A map is 130
+directions; by training, it is extrapolated from the measured rate, without its tests. A marginal network is worth
+E‖g gᵀ − C‖² / E‖C_n − C‖² sampled ones (g their gradient, C_n its estimate of the covariance C), in the Frobenius norm
+and after whitening by C, where all directions count the same; times the ratio in seconds, it is the ratio in time to
+equal fidelity.
 """
 
 import sys
 from pathlib import Path
+from statistics import harmonic_mean, mean
+from typing import NamedTuple
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import nad_speed, training_speed
-from benchmarks.measuring import ceilings, in_a_process
-from models import build_model, paper_name
+from benchmarks import ways
+from benchmarks.measuring import how_many_at_once, in_processes
+from directional_bias import DATA, RECIPE
+from models import canonical_name, paper_name
+from nad_computation import ROOT
 from utils import cli, distributed
-from utils.operations import forward_flops
+from utils.covariance import AUTHORS_SCALE
+from utils.directions import load_array, load_nads
 
-ARCHITECTURES = ("lenet", "vgg11", "resnet18", "densenet121")
-EXPERIMENTS = ("directions", "nads", "cifar")
-TRAINED = {"lenet": 20_000, "vgg11": 1_024}  # images that a training row takes on a CPU; 512 of the others
+TABLES = {
+    "training": "network | precision | plain, images/s | here, images/s | a direction: plain | here | ratio",
+    "nads": "network | plain, a gradient | here, a network | ratio | is worth | equal fidelity: ratio",
+    "map": "network | by training, plain | by training, here | predicted from one network | ratio to plain | to here",
+}
+STEPS = {"lenet": 400, "vgg11": 8}  # of a training that is timed on a CPU; 4 of the others, 400 on a GPU
+NETWORKS = {"lenet": 40}  # whose NADs are timed; 4 of the others
+SAMPLES = RECIPE["epochs"] * DATA["num_train"]  # images that the training on a direction sees
 
 
-def row(experiment: str, arch: str, device: torch.device, ceiling: float) -> str:
-    """Measure and write one line of the table."""
-    channels, outputs = {"directions": (1, 2), "nads": (1, 1), "cifar": (3, 10)}[experiment]
-    forward = forward_flops(build_model(arch, channels, outputs), (channels, 32, 32))
-    if experiment == "nads":
-        found = nad_speed.measure(arch, networks=40 if arch == "lenet" else 3, device=device)
-        operations = 2 * 32 * 32 * forward
-        counted = in_a_process(nad_speed.operations_done, arch) if device.type == "cpu" else operations
-        rate, unit = counted / found["here"], f"{found['here']:.3g} s a network"
-        plain, ratio = f"{found['plain']:.3g} s", found["plain"] / found["here"]
-    else:
-        num_images = TRAINED.get(arch, 512) if device.type == "cpu" else 50_000
-        found = training_speed.measure(experiment, arch, num_images=num_images, epochs=1, device=device)
-        counted = operations = 3 * forward
-        rate, unit = counted * found["here"], f"{found['here']:,.0f} images/s"
-        plain, ratio = f"{found['plain']:,.0f} images/s", found["here"] / found["plain"]
-    pixels = nad_speed.PLAIN_PIXELS.get(arch) if experiment == "nads" else None
-    part = f" of {pixels} pixels" if pixels else ""
-    per = f"{operations:.2e}" + (f" ({counted / operations:.0%} done)" if counted < operations else "")
+class Training(NamedTuple):
+    """Images a second of both ways, and what each takes in words."""
+
+    plain: float
+    here: dict[str, float]  # by precision, all processes together
+    plain_words: str
+    here_words: dict[str, str]
+
+
+def measure_training(arch: str, steps: int, device: torch.device) -> Training:
+    """The plain way before and after ours in each precision that the machine computes in."""
+    bf16 = device.type == "cuda" or torch.cpu.get_capabilities().get("avx512_bf16")
+    at_once, here, words = how_many_at_once(arch, device), {}, {}
+    plain = in_processes(1, ways.training, arch, steps, device, None)
+    for precision in ("fp32", "tf32", "bf16") if device.type == "cuda" else ("fp32", "bf16") if bf16 else ("fp32",):
+        found = in_processes(at_once, ways.training, arch, steps, device, precision)
+        here[precision] = sum(rate for rate, _ in found)
+        words[precision] = f"{here[precision]:,.0f}, {at_once} × {max(memory for _, memory in found):.1f} GB"
+    plain += in_processes(1, ways.training, arch, steps, device, None)
+    rate = harmonic_mean(rate for rate, _ in plain)
+    return Training(rate, here, f"{rate:,.0f}, {plain[0][1]:.1f} GB", words)
+
+
+def training_rows(arch: str, found: Training) -> list[str]:
+    """Images a second, and seconds a direction of experiment 1."""
+    rows, plain = [], SAMPLES / found.plain
+    for precision, rate in found.here.items():
+        here = SAMPLES / rate
+        words = f"{found.plain_words} | {found.here_words[precision]} | {plain:,.1f} s | {here:,.1f} s"
+        rows.append(f"{paper_name(arch)} | {precision} | {words} | {plain / here:.1f}")
+    return rows
+
+
+def nads_row(arch: str, networks: int, device: torch.device) -> str:
+    """Seconds a network, its worth in sampled ones, and the ratio in time to equal fidelity."""
+    at_once, name = how_many_at_once(arch, device), ROOT / "NADs" / paper_name(arch)
+    plain = in_processes(1, ways.plain_network, arch, device)
+    found = in_processes(at_once, ways.marginal_networks, arch, device, networks)
+    plain += in_processes(1, ways.plain_network, arch, device)
+    before, here = mean(seconds for seconds, _ in plain), mean(seconds for seconds, _, _ in found) / at_once
+    rows, nads = found[0][2], load_nads(f"{name}_NADs.npy", 1024).double().numpy()
+    scale = load_array(f"{name}_eigenvals.npy") / AUTHORS_SCALE**0.5  # standard deviations along the NADs
+    frobenius = ways.variance_reduction(rows)
+    whitened = ways.variance_reduction([g @ nads.T / scale for g in rows], squared_norm=len(scale))
+    part = f" of {ways.PLAIN_PIXELS[arch]} pixels" if arch in ways.PLAIN_PIXELS else ""
+    ratio, memory = before / here, max(memory for _, memory, _ in found)
     return (
-        f"| {experiment} | {paper_name(arch)} | {per} | {plain}, {found['plain_memory']:.1f} GB{part} | {unit}, "
-        f"{found['at_once']} × {found['memory']:.1f} GB | {rate / 1e9:,.0f} | {rate / ceiling:.0%} | {ratio:.1f} |"
+        f"{paper_name(arch)} | {before:.3g} s, {plain[0][1]:.1f} GB{part} | {here:.3g} s, {at_once} × {memory:.1f} GB"
+        f" | {ratio:.1f} | {frobenius:.0f} (whitened {whitened:.0f}) | {ratio * frobenius:.0f} ({ratio * whitened:.0f})"
     )
+
+
+def map_row(arch: str, found: Training, device: torch.device) -> str:
+    """Seconds of a predicted map, against hours of the same by training, fp32."""
+    ((predicted, directions),) = in_processes(1, ways.predicted_map, arch, device)
+    plain, here = (directions * SAMPLES / rate for rate in (found.plain, found.here["fp32"]))
+    hours = f"{plain / 3600:.3g} h | {here / 3600:.3g} h"
+    return f"{paper_name(arch)} | {hours} | {predicted:.2g} s | {plain / predicted:,.0f} | {here / predicted:,.0f}"
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Print the table, a line as it is measured."""
+    """Measure, and print each row as soon as it is there."""
     parser = cli.ArgumentParser(__doc__)
-    parser.add_argument("--arch", nargs="+", choices=ARCHITECTURES, default=ARCHITECTURES, help="rows")
-    parser.add_argument("--experiment", nargs="+", choices=EXPERIMENTS, default=EXPERIMENTS, help="rows")
+    archs = ("lenet", "vgg11", "resnet18", "densenet121")
+    parser.add_argument("--arch", type=canonical_name, nargs="+", choices=archs, default=["lenet", "resnet18"])
+    parser.add_argument("--table", nargs="+", choices=TABLES, default=list(TABLES), help="which tables")
+    parser.add_argument("--steps", type=cli.positive_int, help="of training (default: by network and device)")
+    parser.add_argument("--networks", type=cli.positive_int, help="for NADs, 2 or more (default: 40 LeNets, 4 others)")
     parser.add_argument("--device", type=cli.device, default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args(argv)
-    name = torch.cuda.get_device_name(args.device) if args.device.type == "cuda" else f"{distributed.num_cores()} cores"
-    print(f"{name}, torch {torch.__version__}\n\n| precision | matrix product, GFLOP/s | convolution, GFLOP/s |")
-    print("|---|---|---|")
-    found = in_a_process(ceilings, args.device)
-    for precision, rates in found.items():
-        print(f"| {precision} | " + " | ".join(f"{rate / 1e9:,.0f}" for rate in rates) + " |")
-    print(
-        "\n| experiment | network | operations (image or network) | plain | here | GFLOP/s | of the ceiling | ratio |"
-        "\n|---|---|---|---|---|---|---|---|"
-    )
-    for experiment in args.experiment:
+    if args.networks == 1:
+        parser.error("--networks 1 has no pair of networks to compare: draw two or more")
+    device, trainings = args.device, {}
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.cpu.get_capabilities()["cpu_name"]
+    print(f"{name}, {distributed.num_cores()} cores, torch {torch.__version__}")
+    for table in args.table:
+        columns = TABLES[table]
+        print(f"\n| {columns} |\n|{'---|' * len(columns.split('|'))}")
         for arch in args.arch:
-            print(row(experiment, arch, args.device, max(found["fp32"])), flush=True)
+            if table != "nads" and arch not in trainings:
+                steps = args.steps or (400 if device.type == "cuda" else STEPS.get(arch, 4))
+                trainings[arch] = measure_training(arch, steps, device)
+            if table == "training":
+                rows = training_rows(arch, trainings[arch])
+            elif table == "nads":
+                rows = [nads_row(arch, args.networks or NETWORKS.get(arch, 4), device)]
+            else:
+                rows = [map_row(arch, trainings[arch], device)]
+            print(*(f"| {row} |" for row in rows), sep="\n", flush=True)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ import pytest
 import torch
 from hypothesis import settings
 
+from utils import distributed
+
 torch.set_num_threads(1)
 settings.register_profile("project", deadline=None)  # the machine may be busy
 settings.load_profile("project")
@@ -27,3 +29,9 @@ def reference():
     if not folder:
         pytest.skip("needs the authors' published files: set NADS_REFERENCE to their folder")
     return Path(folder)
+
+
+@pytest.fixture
+def one_process(monkeypatch):
+    """Stay in this process: starting a rank on each core costs seconds."""
+    monkeypatch.setattr(distributed, "num_cores", lambda: 1)

@@ -4,27 +4,24 @@ import os
 import random
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.helpers import rows, start_script
 from tests.tiny_images import write_folder
-from utils import distributed, runs
+from utils import distributed
 
-ROOT = Path(__file__).resolve().parents[1]
-RECIPE = ["--batch-size", "16", "--device", "cpu"]
 COMMANDS = {
-    "directional_bias": [
-        "--arch", "logreg", "--image-size", "8", "--num-train", "600", "--num-test", "200", "--epochs", "8",
-        "--seeds", "3", *RECIPE,
-    ],
-    "nad_computation": ["--arch", "lenet", "--num-networks", "60", "--device", "cpu"],
-    "poison_cifar": ["--arch", "lenet", "--nad-index", "0:6", "--epochs", "6", "--data", "images", *RECIPE],
-}  # fmt: skip
+    "directional_bias": "--arch logreg --image-size 8 --num-train 600 --num-test 200 --epochs 32 --seeds 3",
+    "nad_computation": "--arch lenet --num-networks 60",
+    "poison_cifar": "--arch lenet --nad-index 0:6 --epochs 6 --data images",
+}
+# A process group of its own, all of which Ctrl-C reaches, as for a command on a terminal.
+GROUP = "import os, signal, sys; os.setpgrp(); signal.signal(signal.SIGINT, signal.SIG_DFL); "
+ON_A_TERMINAL = ["-c", GROUP + "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"]
 RESULTS = {"directional_bias": "accuracies.csv", "nad_computation": "LeNet_NADs.npy", "poison_cifar": "accuracies.csv"}
 
 pytestmark = [
@@ -46,13 +43,10 @@ def folder(tmp_path_factory):
 
 
 def start(folder, script, output, *options, launcher=()):
-    """The script with its ranks, one a core, or those of a launcher."""
-    path = ["--checkpoints" if script == "nad_computation" else "--output", output]
-    command = [sys.executable, *launcher, str(ROOT / f"{script}.py"), *COMMANDS[script], *path, *options]
-    return subprocess.Popen(
-        command, cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        env=os.environ | {"PYTHONUNBUFFERED": "1"},
-    )  # fmt: skip
+    """The script with its ranks, one on each core, or those of a launcher."""
+    where = "--checkpoints" if script == "nad_computation" else "--output"
+    options = [*COMMANDS[script].split(), "--device", "cpu", where, output, *options]
+    return start_script(script, *options, folder=folder, launcher=launcher)
 
 
 def ranks_of(process):
@@ -64,9 +58,7 @@ def ranks_of(process):
 def result(folder, script, output):
     """The numbers that a run ended with, without its timings."""
     path = folder / output / RESULTS[script]
-    if path.suffix == ".npy":
-        return np.load(path, allow_pickle=False).tolist()
-    return [{key: value for key, value in row.items() if key != "seconds"} for row in runs.read_rows(path)]
+    return np.load(path, allow_pickle=False).tolist() if path.suffix == ".npy" else rows(path)
 
 
 def wait_until(condition, process=None):
@@ -76,6 +68,12 @@ def wait_until(condition, process=None):
         time.sleep(0.01)
 
 
+def said(errors):
+    """The lines on stderr that are no progress bars."""
+    lines = [line.rpartition("\r")[2] for line in errors.splitlines()]
+    return [line for line in lines if line.strip() and not re.search(r"(s/it|it/s|\?it)", line)]
+
+
 @pytest.mark.parametrize("script", COMMANDS)
 def test_a_rank_that_dies_ends_the_run_in_one_line_and_it_resumes(folder, script):
     output = f"{script}-rank"
@@ -83,9 +81,7 @@ def test_a_rank_that_dies_ends_the_run_in_one_line_and_it_resumes(folder, script
         wait_until(lambda: (folder / output / "config.json").exists(), process)
         os.kill(ranks_of(process)[-1], signal.SIGKILL)
         _, errors = process.communicate(timeout=300)
-    lines = [line.rpartition("\r")[2] for line in errors.splitlines()]
-    said = [line for line in lines if line.strip() and not re.search(r"(s/it|it/s|\?it)", line)]
-    assert process.returncode == 1 and said == ["a rank was ended by SIGKILL: the same command continues"], errors
+    assert process.returncode == 1 and said(errors) == ["a rank was ended by SIGKILL: the same command continues"]
     with start(folder, script, output) as process:
         assert process.wait(timeout=600) == 0
     assert result(folder, script, output) == result(folder, script, f"{script}-whole")
@@ -122,3 +118,20 @@ def test_ranks_end_with_a_torchrun_that_is_killed(folder):
     assert len(ranks) == 2
     for rank in ranks:
         wait_until(lambda rank=rank: not Path(f"/proc/{rank}").exists())
+
+
+def test_an_error_in_a_rank_is_one_line_and_code_2(folder):
+    with start(folder, "directional_bias", "diverged", "--max-lr", "1e38", "--clip-norm", "1e30") as process:
+        out, errors = process.communicate(timeout=300)
+    (message,) = said(errors)
+    assert process.returncode == 2 and message.endswith("finite loss: try a smaller --max-lr than 1e+38")
+    assert "ranks: 2" in out and "30 of 30 trainings diverged" in out
+
+
+def test_ctrl_c_is_one_line_and_leaves_no_rank(folder):
+    process = start(folder, "directional_bias", "interrupted", "--seeds", 4000, launcher=ON_A_TERMINAL)
+    with process:
+        wait_until(lambda: (folder / "interrupted" / "accuracies.csv").exists(), process)
+        os.killpg(process.pid, signal.SIGINT)
+        _, errors = process.communicate(timeout=60)  # until no rank holds its output any longer
+    assert process.returncode == 130 and said(errors) == ["stopped: the same command continues"]

@@ -1,0 +1,148 @@
+"""What untrained networks tell of directions: closed forms, any way of computing it, and --predict as a command."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+import directional_bias
+from directional_bias import NUM_NETWORKS, auc, compare_prediction, main, parse_arguments, share, variance_along
+from tests.helpers import refusal, rows, start_script
+from utils import differences, runs
+from utils.directions import fourier_direction, fourier_map
+
+SMALL = "--image-size 8 --num-train 60 --num-test 200 --epochs 2 --batch-size 16 --device cpu --arch".split()
+TINY, SAMPLED = "tests.tiny_networks:plain", "tests.tiny_networks:ends_in_convolution"
+LINEAR = f"{__name__}:sees_one_direction"
+pytestmark = pytest.mark.usefixtures("one_process")
+SEEN = fourier_direction(2, 1, size=8)
+RANDOM = torch.randn(64, 63, generator=torch.Generator().manual_seed(0))
+BASIS = torch.linalg.qr(torch.column_stack([SEEN.flatten(), RANDOM]))[0].T.reshape(64, 1, 8, 8)  # ±SEEN, and others
+
+
+def start(folder, *options, arch=TINY):
+    main([*SMALL, arch, *map(str, options), "--output", str(folder)])
+    predicted = folder / "predicted.csv"
+    return [float(row["share"]) for row in rows(predicted)] if predicted.exists() else []
+
+
+def shares_of(directions, arch, **options):
+    return share(*variance_along(directions, arch=arch, **options), directions[0].numel())
+
+
+def sees_one_direction(num_classes, weight=1.0):
+    """A linear network that sees an image's coefficient along SEEN and no more."""
+    body = nn.Linear(64, 1)
+    body.weight.data = weight * SEEN.view(1, 64)
+    return nn.Sequential(nn.Flatten(), body, nn.Linear(1, num_classes))
+
+
+def blind(num_classes):
+    return sees_one_direction(num_classes, 0.0)
+
+
+class Negative(nn.Linear):
+    """A linear network whose last layer is not what it returns: it is sampled whole."""
+
+    def forward(self, x):
+        """Map images (N, 1, 8, 8) to (N, 1)."""
+        return -super().forward(x.flatten(1))
+
+
+def negative():
+    return Negative(64, 1)
+
+
+# --- Closed forms
+
+
+def test_along_its_weight_the_share_of_a_linear_network_is_the_dimension_and_elsewhere_0():
+    assert shares_of(BASIS, LINEAR) == pytest.approx(np.eye(64)[0] * 64, abs=1e-3)
+
+
+def test_logistic_regression_prefers_nothing():
+    images = torch.stack(list(fourier_map(8).values()))
+    assert shares_of(images, "logreg") == pytest.approx(np.ones(len(images)), abs=1e-5)  # exactly, its layer integrated
+    sampled = shares_of(images, f"{__name__}:negative", num_networks=500)
+    assert sampled == pytest.approx(np.ones(len(images)), abs=0.3)  # 5 standard errors
+
+
+@pytest.mark.parametrize("arch", [TINY, SAMPLED])
+def test_the_mean_share_over_an_orthonormal_basis_is_1_by_chunks_of_any_size(monkeypatch, arch):
+    shares = shares_of(BASIS, arch, num_networks=3)
+    assert shares.mean() == pytest.approx(1, abs=1e-6) and np.ptp(shares) > 0.1
+    monkeypatch.setitem(differences.CHUNK_SIZE, "cpu", 7)
+    assert shares_of(BASIS, arch, num_networks=3) == pytest.approx(shares, rel=1e-4)
+
+
+@pytest.mark.parametrize(("arch", "estimator"), [(TINY, "marginal"), (SAMPLED, "sampled")])
+def test_a_network_that_does_not_end_in_a_linear_layer_is_sampled(tmp_path, capsys, arch, estimator):
+    start(tmp_path, "--predict", arch=arch)
+    text, number = capsys.readouterr().out, NUM_NETWORKS[estimator]
+    assert f"untrained networks: {number}, 0 of them done; cpu (" in text and f" ({number} networks, " in text
+
+
+@given(*[st.lists(st.integers(0, 5), min_size=1, max_size=6)] * 2)
+def test_auc_counts_the_pairs_in_the_right_order_and_half_of_the_ties(learnt, unlearnt):
+    pairs = [(a > b) + (a == b) / 2 for a in learnt for b in unlearnt]
+    assert auc(learnt, iter(unlearnt)) == pytest.approx(np.mean(pairs))
+
+
+# --- The command
+
+
+def test_the_command_writes_and_draws_the_share_of_each_direction(tmp_path, capsys):
+    found = start(tmp_path, "--predict", 2, arch=LINEAR)
+    assert len(found) == 10 and max(found) < 1e-6  # (2, 1) is not on the map of even frequencies
+    found = start(tmp_path, "--predict", 2, "--frequency", 2, 1, "--frequency", 2, 0, arch=LINEAR)
+    assert found == pytest.approx([64, 0], abs=1e-4)
+    text = capsys.readouterr().out
+    assert "over 2 directions: " in text and "1 get less than a third of their share (2 networks" in text
+    assert {path.name for path in tmp_path.iterdir()} == {"predicted.csv", "predicted.png"}
+    assert len(start(tmp_path / "random", "--directions", "random", "--predict")) == 16
+
+
+def test_a_network_that_sees_nothing_is_refused(tmp_path, capsys):
+    argv = [f"{__name__}:blind", "--predict", "--output", tmp_path / "run"]
+    assert "gradients of all untrained networks are zero" in refusal(capsys, main, *SMALL, *argv)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_prediction_comes_before_beside_or_after_a_training(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(directional_bias, "LEARNT", 50.0)  # so that some of these cells are learnt and some are not
+    monkeypatch.setattr(directional_bias, "UNLEARNT", 50.0)
+    start(tmp_path, "--predict")
+    assert "prediction against" not in capsys.readouterr().out
+    start(tmp_path)
+    (said,) = [line for line in capsys.readouterr().out.split("\n") if line.startswith("prediction against trained")]
+    trained, settings = rows(tmp_path), directional_bias.settings(parse_arguments([*SMALL, TINY]))
+    with runs.open_run(tmp_path, settings, torch.device("cpu")):
+        start(tmp_path, "--predict")
+    assert said in capsys.readouterr().out.split("\n") and "AUC 0." in said and rows(tmp_path) == trained
+    message = refusal(capsys, main, *SMALL, TINY, "--sigma", 2, "--predict", "--output", tmp_path)
+    assert "sigma was 3.0, now 2.0" in message
+
+
+def test_shares_rank_accuracies_beside_the_lower_frequency(tmp_path, capsys):
+    args = parse_arguments([*SMALL, TINY, "--output", str(tmp_path)])
+    shares = {(0, 0): 4.0, (-2, 0): 3.0, (-2, -2): 2.0, (-4, 0): 1.0}
+    accuracies = [((0, 0), 90.0), ((2, 0), 50.0), ((-2, -2), 80.0), ((-4, 0), 52.0), ((0, 2), 99.0)]  # (0, 2): no share
+    compare_prediction(shares, accuracies, "published", args)
+    said = "prediction against published accuracies: 2 of 4 above 75 %, 2 at 55 % and below; AUC 0.750 "
+    assert capsys.readouterr().out == said + "(by “the lower the frequency, the easier”: 0.750), Spearman 0.400\n"
+    assert (tmp_path / "predicted_and_published.png").exists()
+    compare_prediction(shares, [(key, 50.0) for key in shares], "trained", args)
+    assert "0 of 4 above 75 %, 4 at 55 % and below, so there is nothing to rank" in capsys.readouterr().out
+
+
+def test_two_ranks_share_the_networks_and_give_the_shares_of_one(tmp_path):
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    options = [*SMALL, TINY, "--predict", 3, "--output", "two"]
+    with start_script("directional_bias", *options, folder=tmp_path, launcher=torchrun) as process:
+        out, errors = process.communicate(timeout=300)
+    assert process.returncode == 0 and "ranks: 2" in out and out.count("figure: ") == 1, errors
+    one, two = start(tmp_path / "one", "--predict", 3), rows(tmp_path / "two" / "predicted.csv")
+    two = [float(row["share"]) for row in two]
+    assert two == pytest.approx(one, rel=1e-5) and np.ptp(one) > 0.1
