@@ -147,7 +147,7 @@ def train_and_test(
 
 
 @cli.one_line_errors
-def run(args: Namespace, nads: torch.Tensor | None, published: list) -> None:
+def run(args: Namespace, nads: torch.Tensor | None) -> None:
     """Train on the items that the run's folder lacks, then report."""
     device = distributed.rank_device(args.device)
     if distributed.rank() > 0:
@@ -178,7 +178,7 @@ def run(args: Namespace, nads: torch.Tensor | None, published: list) -> None:
     with runs.open_run(args.output, settings(args), device):
         rows = runs.do_items(args.output, KEYS[args.transform], items, train_item, what=what, device=device)
         if distributed.rank() == 0:
-            report(rows, published, args)
+            report(rows, args)
 
 
 def item_name(item: tuple[int, ...], args: Namespace) -> str:
@@ -218,7 +218,7 @@ def to_grey(images: torch.Tensor) -> torch.Tensor:
     return 0.5 + 0.5 * images / images.abs().amax((1, 2, 3), keepdim=True).clamp(min=1e-12)
 
 
-def report(rows: list[dict[str, str]], published: list[tuple[tuple[int, ...], float]], args: Namespace) -> None:
+def report(rows: list[dict[str, str]], args: Namespace) -> None:
     """Print the accuracies, and draw them over the NAD index where there are several."""
     folder, keys = args.output, KEYS[args.transform]
     runs.print_diverged(folder, rows, keys, args.max_lr)
@@ -230,11 +230,9 @@ def report(rows: list[dict[str, str]], published: list[tuple[tuple[int, ...], fl
     if len(results) > 1:
         indices, name = np.array(list(results))[:, 0], paper_name(args.arch)
         mean, spread, _ = np.array(list(results.values())).T
-        options = {"spread": {name: np.nan_to_num(spread)}, "title": f"{name}, trained on poisoned images"}
-        if published:
-            options["published"] = np.array([(index, accuracy) for (index,), accuracy in published]).T
         axes = {"xlabel": "NAD index of the carrier", "ylabel": "clean test accuracy (%)", "ylim": (0, 100)}
-        figure = plotting.curve_figure(indices, {name: mean}, **axes, **options)
+        axes["title"] = f"{name}, trained on poisoned images"
+        figure = plotting.curve_figure(indices, {name: mean}, spread={name: np.nan_to_num(spread)}, **axes)
         plotting.save_figure(figure, folder / "accuracy.png")
         print(f"figure: {folder / 'accuracy.png'}")
     print(f"rows: {folder / runs.ROWS}; history, curves, images and weights of each training beside it")
@@ -271,7 +269,6 @@ def parse_arguments(argv: list[str] | None) -> Namespace:
     cli.add_recipe_arguments(parser, RECIPE)
     cli.add_run_arguments(parser, output_help="folder of the run (default: runs/poison_cifar/ARCH-TRANSFORM)")
     parser.add_argument("--seeds", type=cli.positive_int, default=1, help="repetitions of each training")
-    parser.add_argument("--published", type=Path, help="CSV (nad_index, accuracy) to draw beside the result")
     args = parser.parse_args(argv)
     args.nads = args.nads or ROOT / "NADs" / f"{paper_name(args.arch)}_NADs.npy"
     args.output = args.output or Path("runs/poison_cifar") / f"{paper_name(args.arch)}-{args.transform}"
@@ -285,7 +282,6 @@ def main(argv: list[str] | None = None) -> None:
     if args.plan:
         return print_plan(args)
     cli.check_precision(args)
-    published = runs.read_published(args.published, ("nad_index",), "accuracy") if args.published else []
     nads = None if args.transform == "none" else load_nads(args.nads, cifar.SIZE**2)
     if args.transform == "poison" and max(args.nad_index) + 1 >= len(nads):
         largest = f"{len(nads) - 2}, as classes 6 and up take the next one"
@@ -293,7 +289,7 @@ def main(argv: list[str] | None = None) -> None:
     runs.check_settings(args.output, settings(args))
     model = build_model(args.arch, 3, NUM_CLASSES)
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
-    distributed.launch(run, args, nads, published, device=args.device, num_parameters=num_parameters)
+    distributed.launch(run, args, nads, device=args.device, num_parameters=num_parameters)
 
 
 if __name__ == "__main__":

@@ -20,11 +20,10 @@ ARCHITECTURES = ("logreg", "lenet", "vgg11", "resnet18", "densenet121")
 def main(argv: list[str] | None = None) -> None:
     """Load, draw, save."""
     parser = cli.ArgumentParser(__doc__)
-    parser.add_argument("--k", type=cli.positive_int, default=8, help="how many of each")
     parser.add_argument("--output", type=Path, default=ROOT / "nads.png", help="file")
     args = parser.parse_args(argv)
     names = [paper_name(arch) for arch in ARCHITECTURES]
-    nads = {name: load_nads(ROOT / "NADs" / f"{name}_NADs.npy", 32**2)[: args.k].view(-1, 1, 32, 32) for name in names}
+    nads = {name: load_nads(ROOT / "NADs" / f"{name}_NADs.npy", 32**2)[:8].view(-1, 1, 32, 32) for name in names}
     figure = plotting.nads_figure({name: directions.numpy() for name, directions in nads.items()})
     plotting.save_figure(figure, args.output)
     print(f"figure: {args.output}")

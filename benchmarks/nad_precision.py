@@ -2,10 +2,9 @@
 
     python benchmarks/nad_precision.py --arch resnet18
 
-For each precision, the error of the differences along the shipped NADs is compared with the differences themselves:
-noise by signal, root mean square, over the first, middle and last directions. A precision is of use where the ratio is
-well below 1 in the whole spectrum. tf32 and bf16 are emulated, so that they can be judged without a GPU: the inputs and
-weights of every convolution and linear layer are rounded to 10 or 7 bits of mantissa, for bf16 the outputs too.
+Noise by signal, root mean square, of the differences along the shipped NADs: a precision is of use where it is well
+below 1 in the whole spectrum. tf32 and bf16 are emulated, to be judged without a GPU: the inputs and weights of every
+convolution and linear layer are rounded to 10 or 7 bits of mantissa, for bf16 the outputs too.
 """
 
 import sys
@@ -29,43 +28,34 @@ BANDS = ((0, 10), (100, 110), (500, 510), (900, 910), (1013, 1023))
 
 def drop_bits(x: torch.Tensor, bits: int) -> torch.Tensor:
     """Round float32 to nearest, without the last `bits` of its 23 bits of mantissa."""
-    integers = x.contiguous().view(torch.int32)
-    return ((integers + (1 << (bits - 1))) & -(1 << bits)).view(torch.float32)
+    return ((x.contiguous().view(torch.int32) + (1 << (bits - 1))) & -(1 << bits)).view(torch.float32)
 
 
-def emulate(model: nn.Module, precision: str) -> nn.Module:
-    """Round the weights, and the inputs on their way in, of each convolution and linear layer; for bf16 its outputs."""
-    bits = DROPPED_BITS[precision]
-    for module in model.modules():
+def differences(arch: str, point: torch.Tensor, precision: str) -> torch.Tensor:
+    """Those of one network's features along each pixel, (F, D), float64."""
+    network = draw_network(lambda: build_model(arch, 1, 1), "cpu", 1, "network", 0)
+    trunk, bits = without(network, last_linear(network, point)), DROPPED_BITS.get(precision)
+    if precision == "float64":
+        trunk, point = trunk.double(), point.double()
+    for module in trunk.modules() if bits else ():
         if isinstance(module, (nn.Conv2d, nn.Linear)):
             module.weight.data = drop_bits(module.weight.data, bits)
             module.register_forward_pre_hook(lambda _, inputs: (drop_bits(inputs[0], bits),))
             if precision == "bf16":
                 module.register_forward_hook(lambda _module, _inputs, output: drop_bits(output, bits))
-    return model
+    return central_differences(trunk, point).double()
 
 
 def main(argv: list[str] | None = None) -> None:
     """Measure and print a table."""
     parser = cli.ArgumentParser(__doc__)
     parser.add_argument("--arch", default="resnet18", help=cli.ARCH_HELP)
-    args = parser.parse_args(argv)
-    point = draw_point(seed=1)
-    nads = load_nads(ROOT / "NADs" / f"{paper_name(args.arch)}_NADs.npy", point.numel()).double()
-
-    def differences(precision: str) -> torch.Tensor:
-        network = draw_network(lambda: build_model(args.arch, 1, 1), "cpu", 1, "network", 0)
-        trunk = without(network, last_linear(network, point))
-        if precision == "float64":
-            return central_differences(trunk.double(), point.double())
-        if precision in DROPPED_BITS:
-            trunk = emulate(trunk, precision)
-        return central_differences(trunk, point).double()
-
-    exact = differences("float64") @ nads.T  # (F, D), along the NADs
-    print(f"{args.arch}: noise by signal along NADs " + ", ".join(f"{a}-{b - 1}" for a, b in BANDS))
-    for precision in ("fp32", "tf32", "bf16"):
-        noise = differences(precision) @ nads.T - exact
+    arch, point = parser.parse_args(argv).arch, draw_point(seed=1)
+    nads = load_nads(ROOT / "NADs" / f"{paper_name(arch)}_NADs.npy", point.numel()).double()
+    exact = differences(arch, point, "float64") @ nads.T  # (F, D), along the NADs
+    print(f"{arch}: noise by signal along NADs " + ", ".join(f"{a}-{b - 1}" for a, b in BANDS))
+    for precision in ("fp32", *DROPPED_BITS):
+        noise = differences(arch, point, precision) @ nads.T - exact
         ratios = [(noise[:, a:b].square().mean() / exact[:, a:b].square().mean()).sqrt().item() for a, b in BANDS]
         print(f"{precision}: " + "  ".join(f"{ratio:.1e}" for ratio in ratios))
 

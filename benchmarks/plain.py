@@ -6,23 +6,13 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 
-def train_plainly(
-    model: nn.Module,
-    images: torch.Tensor,
-    labels: torch.Tensor,
-    *,
-    epochs: int,
-    batch_size: int,
-    max_lr: float,
-    momentum: float,
-    weight_decay: float,
-    clip_norm: float,
-) -> None:
+def train_plainly(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, **recipe: float) -> None:
     """The recipe of `utils.training.train`, fed by a DataLoader with 2 workers, two `.item()` each step."""
-    device = next(model.parameters()).device
-    data = TensorDataset(images, labels)
-    loader = DataLoader(data, batch_size, shuffle=True, num_workers=2, pin_memory=device.type == "cuda")
-    optimizer = torch.optim.SGD(model.parameters(), lr=max_lr, momentum=momentum, weight_decay=weight_decay)
+    device, data = next(model.parameters()).device, TensorDataset(images, labels)
+    max_lr, epochs = recipe["max_lr"], recipe["epochs"]
+    loader = DataLoader(data, recipe["batch_size"], shuffle=True, num_workers=2, pin_memory=device.type == "cuda")
+    options = {name: recipe[name] for name in ("momentum", "weight_decay")}
+    optimizer = torch.optim.SGD(model.parameters(), lr=max_lr, **options)
     model.train()
     running_loss, running_correct = 0.0, 0
     for epoch in range(epochs):
@@ -34,7 +24,7 @@ def train_plainly(
             logits = model(x)
             loss = F.cross_entropy(logits, y)
             loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
+            nn.utils.clip_grad_norm_(model.parameters(), recipe["clip_norm"])
             optimizer.step()
             running_loss += loss.item()
             running_correct += (logits.argmax(1) == y).sum().item()

@@ -2,26 +2,24 @@
 
     python benchmarks/table.py --arch lenet resnet18
 
-The plain way runs before and after, as the speed of a shared machine varies. The plain training is fp32. A map is 130
-directions; by training, it is extrapolated from the measured rate, without its tests. A marginal network is worth
-E‖g gᵀ − C‖² / E‖C_n − C‖² sampled ones (g their gradient, C_n its estimate of the covariance C), in the Frobenius norm
-and after whitening by C, where all directions count the same; times the ratio in seconds, it is the ratio in time to
-equal fidelity.
+The plain way runs before and after, as the speed of a shared machine varies. The plain training is fp32; bf16 is timed
+where the processor has it. A map by training is extrapolated from the rate in fp32, without its tests. A marginal
+network is worth so many sampled ones in the Frobenius norm of the covariance's error, and after whitening, where all
+directions count the same; times the ratio in seconds, that is the ratio in time to equal fidelity.
 """
 
 import sys
 from pathlib import Path
 from statistics import harmonic_mean, mean
-from typing import NamedTuple
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import ways
-from benchmarks.measuring import how_many_at_once, in_processes
+from benchmarks import measuring
+from benchmarks.measuring import how_many_at_once, in_processes, variance_reduction
 from directional_bias import DATA, RECIPE
-from models import canonical_name, paper_name
+from models import paper_name
 from nad_computation import ROOT
 from utils import cli, distributed
 from utils.covariance import AUTHORS_SCALE
@@ -37,51 +35,41 @@ NETWORKS = {"lenet": 40}  # whose NADs are timed; 4 of the others
 SAMPLES = RECIPE["epochs"] * DATA["num_train"]  # images that the training on a direction sees
 
 
-class Training(NamedTuple):
-    """Images a second of both ways, and what each takes in words."""
-
-    plain: float
-    here: dict[str, float]  # by precision, all processes together
-    plain_words: str
-    here_words: dict[str, str]
-
-
-def measure_training(arch: str, steps: int, device: torch.device) -> Training:
-    """The plain way before and after ours in each precision that the machine computes in."""
+def measure_training(arch: str, steps: int, device: torch.device) -> dict[str, tuple[float, float]]:
+    """Images a second of all processes, and peak memory of one: the plain way, and ours by precision."""
+    found, at_once = {}, how_many_at_once(arch, device)
     bf16 = device.type == "cuda" or torch.cpu.get_capabilities().get("avx512_bf16")
-    at_once, here, words = how_many_at_once(arch, device), {}, {}
-    plain = in_processes(1, ways.training, arch, steps, device, None)
-    for precision in ("fp32", "tf32", "bf16") if device.type == "cuda" else ("fp32", "bf16") if bf16 else ("fp32",):
-        found = in_processes(at_once, ways.training, arch, steps, device, precision)
-        here[precision] = sum(rate for rate, _ in found)
-        words[precision] = f"{here[precision]:,.0f}, {at_once} × {max(memory for _, memory in found):.1f} GB"
-    plain += in_processes(1, ways.training, arch, steps, device, None)
-    rate = harmonic_mean(rate for rate, _ in plain)
-    return Training(rate, here, f"{rate:,.0f}, {plain[0][1]:.1f} GB", words)
+    plain = in_processes(1, measuring.training, arch, steps, device, None)
+    for precision in ("fp32", "bf16") if bf16 else ("fp32",):
+        rates, memory = zip(*in_processes(at_once, measuring.training, arch, steps, device, precision), strict=True)
+        found[precision] = (sum(rates), max(memory))
+    plain += in_processes(1, measuring.training, arch, steps, device, None)
+    return {"plain": (harmonic_mean(rate for rate, _ in plain), plain[0][1])} | found
 
 
-def training_rows(arch: str, found: Training) -> list[str]:
+def training_rows(arch: str, found: dict[str, tuple[float, float]], device: torch.device) -> list[str]:
     """Images a second, and seconds a direction of experiment 1."""
-    rows, plain = [], SAMPLES / found.plain
-    for precision, rate in found.here.items():
-        here = SAMPLES / rate
-        words = f"{found.plain_words} | {found.here_words[precision]} | {plain:,.1f} s | {here:,.1f} s"
-        rows.append(f"{paper_name(arch)} | {precision} | {words} | {plain / here:.1f}")
-    return rows
+    (plain, plain_memory), at_once = found["plain"], how_many_at_once(arch, device)
+    return [
+        f"{paper_name(arch)} | {precision} | {plain:,.0f}, {plain_memory:.1f} GB | {here:,.0f}, {at_once} × "
+        f"{memory:.1f} GB | {SAMPLES / plain:,.1f} s | {SAMPLES / here:,.1f} s | {here / plain:.1f}"
+        for precision, (here, memory) in found.items()
+        if precision != "plain"
+    ]
 
 
 def nads_row(arch: str, networks: int, device: torch.device) -> str:
     """Seconds a network, its worth in sampled ones, and the ratio in time to equal fidelity."""
     at_once, name = how_many_at_once(arch, device), ROOT / "NADs" / paper_name(arch)
-    plain = in_processes(1, ways.plain_network, arch, device)
-    found = in_processes(at_once, ways.marginal_networks, arch, device, networks)
-    plain += in_processes(1, ways.plain_network, arch, device)
+    plain = in_processes(1, measuring.plain_gradient, arch, device)
+    found = in_processes(at_once, measuring.marginal_networks, arch, device, networks)
+    plain += in_processes(1, measuring.plain_gradient, arch, device)
     before, here = mean(seconds for seconds, _ in plain), mean(seconds for seconds, _, _ in found) / at_once
     rows, nads = found[0][2], load_nads(f"{name}_NADs.npy", 1024).double().numpy()
     scale = load_array(f"{name}_eigenvals.npy") / AUTHORS_SCALE**0.5  # standard deviations along the NADs
-    frobenius = ways.variance_reduction(rows)
-    whitened = ways.variance_reduction([g @ nads.T / scale for g in rows], squared_norm=len(scale))
-    part = f" of {ways.PLAIN_PIXELS[arch]} pixels" if arch in ways.PLAIN_PIXELS else ""
+    frobenius = variance_reduction(rows)
+    whitened = variance_reduction([g @ nads.T / scale for g in rows], squared_norm=len(scale))
+    part = f" of {measuring.PLAIN_PIXELS[arch]} pixels" if arch in measuring.PLAIN_PIXELS else ""
     ratio, memory = before / here, max(memory for _, memory, _ in found)
     return (
         f"{paper_name(arch)} | {before:.3g} s, {plain[0][1]:.1f} GB{part} | {here:.3g} s, {at_once} × {memory:.1f} GB"
@@ -89,10 +77,10 @@ def nads_row(arch: str, networks: int, device: torch.device) -> str:
     )
 
 
-def map_row(arch: str, found: Training, device: torch.device) -> str:
-    """Seconds of a predicted map, against hours of the same by training, fp32."""
-    ((predicted, directions),) = in_processes(1, ways.predicted_map, arch, device)
-    plain, here = (directions * SAMPLES / rate for rate in (found.plain, found.here["fp32"]))
+def map_row(arch: str, found: dict[str, tuple[float, float]], device: torch.device) -> str:
+    """Seconds of a predicted map, against hours of the same by training in fp32."""
+    ((predicted, directions),) = in_processes(1, measuring.predicted_map, arch, device)
+    plain, here = (directions * SAMPLES / found[way][0] for way in ("plain", "fp32"))
     hours = f"{plain / 3600:.3g} h | {here / 3600:.3g} h"
     return f"{paper_name(arch)} | {hours} | {predicted:.2g} s | {plain / predicted:,.0f} | {here / predicted:,.0f}"
 
@@ -100,8 +88,8 @@ def map_row(arch: str, found: Training, device: torch.device) -> str:
 def main(argv: list[str] | None = None) -> None:
     """Measure, and print each row as soon as it is there."""
     parser = cli.ArgumentParser(__doc__)
-    archs = ("lenet", "vgg11", "resnet18", "densenet121")
-    parser.add_argument("--arch", type=canonical_name, nargs="+", choices=archs, default=["lenet", "resnet18"])
+    known = ("lenet", "vgg11", "resnet18", "densenet121")
+    parser.add_argument("--arch", nargs="+", choices=known, default=["lenet", "resnet18"])
     parser.add_argument("--table", nargs="+", choices=TABLES, default=list(TABLES), help="which tables")
     parser.add_argument("--steps", type=cli.positive_int, help="of training (default: by network and device)")
     parser.add_argument("--networks", type=cli.positive_int, help="for NADs, 2 or more (default: 40 LeNets, 4 others)")
@@ -113,18 +101,14 @@ def main(argv: list[str] | None = None) -> None:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.cpu.get_capabilities()["cpu_name"]
     print(f"{name}, {distributed.num_cores()} cores, torch {torch.__version__}")
     for table in args.table:
-        columns = TABLES[table]
-        print(f"\n| {columns} |\n|{'---|' * len(columns.split('|'))}")
+        print(f"\n| {TABLES[table]} |\n|{'---|' * len(TABLES[table].split('|'))}")
         for arch in args.arch:
-            if table != "nads" and arch not in trainings:
-                steps = args.steps or (400 if device.type == "cuda" else STEPS.get(arch, 4))
-                trainings[arch] = measure_training(arch, steps, device)
-            if table == "training":
-                rows = training_rows(arch, trainings[arch])
-            elif table == "nads":
+            if table == "nads":
                 rows = [nads_row(arch, args.networks or NETWORKS.get(arch, 4), device)]
             else:
-                rows = [map_row(arch, trainings[arch], device)]
+                steps = args.steps or (400 if device.type == "cuda" else STEPS.get(arch, 4))
+                found = trainings[arch] = trainings.get(arch) or measure_training(arch, steps, device)
+                rows = training_rows(arch, found, device) if table == "training" else [map_row(arch, found, device)]
             print(*(f"| {row} |" for row in rows), sep="\n", flush=True)
 
 

@@ -41,7 +41,7 @@ def test_a_prediction_stands_above_what_was_measured_and_published(tmp_path, pub
 def test_curves_and_points_are_drawn(tmp_path, scale):
     x, y = np.arange(1.0, 4), np.array([60.0, 80, 70])
     names = {"xlabel": "x", "ylabel": "y", "title": "t"}
-    curve = plotting.curve_figure(x, {"a": y}, spread={"a": y / 10}, published=(x, y + 1), yscale=scale, **names)
+    curve = plotting.curve_figure(x, {"a": y, "b": y + 1}, spread={"a": y / 10}, yscale=scale, **names)
     assert len(curve.axes[0].lines) == 2 and curve.axes[0].get_legend()
     plotting.save_figure(curve, tmp_path / "curve.png")
     points = plotting.scatter_figure(x, y, xscale=scale, **names)

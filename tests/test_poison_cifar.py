@@ -199,8 +199,7 @@ def test_a_network_learns_the_carrier_where_the_images_hold_nothing_else(nads):
 
 def test_cifar10_goes_through_the_whole_script(tmp_path, monkeypatch, nads_file, capsys):
     write_cifar10(tmp_path / "data", monkeypatch)
-    Path("published.csv").write_text("nad_index,accuracy\n0,17.5\n10,36.5\n")
-    output = start("run", nads_file, "--data", "data", "--nad-index", "5,1022", "--published", "published.csv")
+    output = start("run", nads_file, "--data", "data", "--nad-index", "5,1022")
     kinds = {"history": "csv", "weights": "pt", "curves": "png", "images": "png"}
     files = {f"{kind}-nad{index}-0.{end}" for kind, end in kinds.items() for index in (5, 1022)}
     assert names(output) == files | {"accuracy.png", "accuracies.csv", "config.json", ".lock"}
@@ -244,16 +243,14 @@ def test_unpoisoned_training_needs_no_nads_and_draws_no_examples(folder, no_figu
     assert {"history-none-0.csv", "curves-none-0.png"} < written and "images-none-0.png" not in written
 
 
-def test_the_figure_has_means_spread_and_the_published_points(folder, nads_file, no_figures, monkeypatch):
-    Path("published.csv").write_text("nad_index,accuracy\n0,17.5\n1000,80\n")
+def test_the_figure_has_means_and_spread(folder, nads_file, no_figures, monkeypatch):
     drawn = {}
     monkeypatch.setattr(plotting, "curve_figure", lambda *values, **how: drawn.update(how, values=values))
-    output = start("run", nads_file, "--nad-index", "0:9:4", "--seeds", 2, "--published", "published.csv")
+    output = start("run", nads_file, "--nad-index", "0:9:4", "--seeds", 2)
     accuracy = np.array([float(row["test_accuracy"]) for row in rows(output)]).reshape(3, 2)
     indices, curves = drawn["values"]
     assert indices.tolist() == [0, 4, 8] and curves["LogReg"] == pytest.approx(accuracy.mean(1))
     assert drawn["spread"]["LogReg"] == pytest.approx(accuracy.std(axis=1, ddof=1))
-    assert [values.tolist() for values in drawn["published"]] == [[0, 1000], [17.5, 80]]
 
 
 def test_the_images_of_a_folder_are_normalised_as_measured(folder, data, nads_file, no_figures, monkeypatch):
@@ -395,14 +392,12 @@ def test_everything_but_which_rows_are_wanted_counts_among_the_settings(nads_fil
         (["--nads", "/no/such/nads.npy"], "there is no array at /no/such/nads.npy"),
         (["--nad-index", "0:1024:31"], "NAD index 1023 is too large: expected 0 to 1022, as classes 6 and up take"),
         (["--precision", "tf32"], "precision tf32 needs a CUDA device"),
-        (["--published", "columns.csv"], "columns.csv is not a CSV file with numbers in columns nad_index, accuracy"),
         (["--epsilon", "0.1", "--output", "finished"], "finished holds a run with other settings (epsilon was 0.05"),
     ],
     ids=lambda value: " ".join(map(str, value))[:40] if isinstance(value, list) else "",
 )
 def test_bad_input_is_one_line_and_code_2_before_any_work(nads_file, capsys, monkeypatch, options, words):
     plain = [*TINY, "--nads", str(nads_file)]
-    Path("columns.csv").write_text("index,accuracy\n0,17.5\n")
     Path("finished").mkdir()
     runs.save_json(Path("finished/config.json"), {"settings": poison_cifar.settings(parse_arguments(plain))})
     monkeypatch.setattr(distributed, "launch", None)

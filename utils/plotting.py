@@ -92,16 +92,11 @@ def map_array(values: Mapping[tuple[int, int], float], size: int, frequencies: S
 
 
 def curve_figure(
-    x: np.ndarray,
-    curves: dict[str, np.ndarray],
-    *,
-    spread: dict[str, np.ndarray] | None = None,
-    published: tuple[np.ndarray, np.ndarray] | None = None,
-    **labels: Any,
+    x: np.ndarray, curves: dict[str, np.ndarray], *, spread: dict[str, np.ndarray] | None = None, **labels: Any
 ) -> Figure:
     """Curves over a common x, shapes (k,), each with its label; a band of ± spread where one is given.
 
-    Published values, an (x, y) pair of their own, are drawn beside them. `labels` are those of matplotlib's `Axes.set`.
+    `labels` are those of matplotlib's `Axes.set`.
     """
     with style.context(STYLE):
         figure = new_figure(5.2, 3.4)
@@ -111,8 +106,6 @@ def curve_figure(
             if spread is not None and label in spread:
                 low, high = y - spread[label], y + spread[label]
                 axes.fill_between(x, low, high, color=line.get_color(), alpha=0.25, linewidth=0)
-        if published is not None:
-            axes.plot(*published, color="0.5", linestyle="--", marker="s", markersize=3, label="published")
         if len(axes.lines) > 1:
             axes.legend()
     return figure
