@@ -22,5 +22,5 @@ test: .venv/installed  ## the tests that need neither a GPU nor much patience
 test-all: .venv/installed  ## every test that this machine can run
 	$(BIN)/python -m pytest
 
-lint: .venv/installed  ## ruff, the notebook included
-	$(BIN)/ruff check .
+lint: .venv/installed  ## ruff and its formatter, the notebook included
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -179,11 +179,6 @@ def test_2_to_12_classes_are_read_and_others_are_refused(tmp_path, classes):
 # --- Numbers
 
 
-def test_bytes_become_0_to_1():
-    values = cifar.to_unit_range(torch.arange(256, dtype=torch.uint8))
-    assert values.dtype == torch.float32 and torch.equal(values, torch.arange(256) / 255)
-
-
 @given(st.integers(1, 5), st.integers(1, 4), st.integers(0, 2**32 - 1))
 def test_the_measured_mean_and_standard_deviation_are_numpys(count, channels, seed):
     generator = np.random.default_rng(seed)

@@ -54,14 +54,6 @@ def test_a_written_file_stands_alone_and_replaces_the_old_one(tmp_path, write):
     assert (tmp_path / "file").read_bytes() != b"old"
 
 
-def test_the_old_file_is_there_until_the_new_one_is_whole(tmp_path):
-    (tmp_path / "file").write_bytes(b"old")
-    with pytest.raises(OSError, match="No space left"), runs.replacing(tmp_path / "file") as temporary:
-        temporary.write_bytes(b"half")
-        full_disk()
-    assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("file", b"old")]
-
-
 # --- The folder
 
 
@@ -124,13 +116,6 @@ def test_a_run_is_open_once_at_a_time_here_and_in_other_processes(tmp_path):
             enter(tmp_path)
         other.kill()
     enter(tmp_path)
-
-
-def test_an_output_that_cannot_be_a_folder_is_an_os_error(tmp_path):
-    (tmp_path / "file").touch()
-    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(OSError, match="file"):
-            enter(folder)
 
 
 # --- Items

@@ -32,7 +32,7 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
 
 
 def one_line_errors(function: Callable[..., Any]) -> Callable[..., Any]:
-    """End with exit code 2 and one line on bad input, an unusable file, too little memory or an unusable GPU."""
+    """End with exit code 2 and one line on bad input, an unusable file, or a GPU that is full or cannot be used."""
 
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:

@@ -81,7 +81,7 @@ def train(
 
     Returns:
         The history, one dict per epoch: epoch, loss and train_accuracy (%) over the batches as they were trained on,
-        and NAME_accuracy (%) of each of the tests. It ends early when training diverges: then its last loss is nan.
+        and NAME_accuracy (%) of each of the tests. It ends early, with a loss that is not finite, when it diverges.
     """
     model.to(memory_format=torch.channels_last)
     parameters = list(model.parameters())
