@@ -75,28 +75,19 @@ def main(argv: list[str] | None = None) -> None:
             published = {canonical_frequency(*index): accuracy for index, accuracy in rows}
         name = paper_name(arch) + ("" if pooling else " without pooling")
         columns[name] = (dict(zip(images, best.tolist(), strict=True)), accuracies, published)
-        row = {"network": name}
-        maps += [
-            row | dict(zip(KEYS, key, strict=True)) | {"share": f"{value:.5g}"}
-            for key, value in columns[name][0].items()
-        ]
+        for key, value in zip(images, best, strict=True):
+            maps.append({"network": name} | dict(zip(KEYS, key, strict=True)) | {"share": f"{value:.5g}"})
         for number in (n for n in (1, 2, 4, 8) if n <= num_networks):
             for seed, networks in zip(seeds, found, strict=True):
                 values = share(*np.split(networks[:number], [-1], 1), 1024)
                 shares = dict(zip(images, values.tolist(), strict=True))
-                stability.append(
-                    row
-                    | {
-                        "networks": number,
-                        "seed": seed,
-                        "smallest": f"{values.min():.3g}",
-                        "largest": f"{values.max():.3g}",
-                    }
-                    | {"below_a_third": int((values < 1 / 3).sum()), "auc_measured": auc_of(shares, accuracies)}
-                    | {"auc_published": auc_of(shares, published)}
-                    | {"median_factor_to_all": f"{np.exp(np.median(np.abs(np.log(values / best)))):.3f}"}
-                )
-                print(", ".join(f"{key} {value}" for key, value in stability[-1].items() if value != ""))
+                row = {"network": name, "networks": number, "seed": seed}
+                row |= {"smallest": f"{values.min():.3g}", "largest": f"{values.max():.3g}"}
+                row |= {"below_a_third": int((values < 1 / 3).sum())}
+                row |= {"auc_measured": auc_of(shares, accuracies), "auc_published": auc_of(shares, published)}
+                row |= {"median_factor_to_all": f"{np.exp(np.median(np.abs(np.log(values / best)))):.3f}"}
+                print(", ".join(f"{key} {value}" for key, value in row.items() if value != ""))
+                stability.append(row)
     runs.write_rows(args.output / "maps.csv", maps)
     runs.write_rows(args.output / "stability.csv", stability)
     figure = plotting.prediction_figure(columns, 32)
