@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import sys
 import tempfile
 import threading
 import time
@@ -79,7 +80,10 @@ def launch(function: Callable[..., Any], *args: Any, device: torch.device, num_p
         if "TORCHELASTIC_RUN_ID" in os.environ:  # launchers other than torchrun may end before their ranks
             _end_with(PARENT)
         threads = 1 if small else max(1, num_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
-        _enter(function, args, threads, "env://", int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
+        try:
+            _enter(function, args, threads, "env://", int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
+        finally:
+            dist.destroy_process_group()
     elif small and num_cores() > 1:
         with tempfile.TemporaryDirectory() as folder:
             meeting_point = (Path(folder) / "ranks").as_uri()
@@ -99,7 +103,17 @@ def _spawned(rank: int, function: Callable[..., Any], args: tuple, meeting_point
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the script that started the ranks ends them
     _end_with(mp.parent_process().pid)
     tqdm.set_lock(threading.RLock())  # its lock between processes would be left behind by a rank that is killed
-    _enter(function, args, 1, meeting_point, rank, size)
+    code: Any = 0
+    try:
+        _enter(function, args, 1, meeting_point, rank, size)
+    except SystemExit as error:
+        code = error.code
+        if isinstance(code, str):
+            print(code, file=sys.stderr)
+            code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # torch's threads were seen to abort an interpreter that ends in the ordinary way
 
 
 def _end_with(parent: int) -> None:
@@ -118,7 +132,4 @@ def _enter(function: Callable[..., Any], args: tuple, threads: int, meeting_poin
     torch.set_num_threads(threads)
     patience = timedelta(days=7)  # a rank may wait long for the others' last items
     dist.init_process_group("gloo", init_method=meeting_point, rank=rank, world_size=size, timeout=patience)
-    try:
-        function(*args)
-    finally:
-        dist.destroy_process_group()
+    function(*args)
