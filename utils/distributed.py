@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 from torch import distributed as dist
@@ -40,20 +40,26 @@ def share(items: Sequence[Item]) -> Sequence[Item]:
 
 def barrier() -> None:
     """Wait until all ranks are here."""
-    sum_over_ranks(torch.zeros(1))
+    if dist.is_initialized():
+        _end_if_a_rank_is_lost(dist.barrier)
 
 
 def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
-    """The sum of the ranks' CPU tensors, on all of them. A rank whose peers are gone ends; the first one said why."""
+    """The sum of the ranks' CPU tensors, on all of them."""
     if dist.is_initialized():
         tensor = tensor.clone()
-        try:
-            dist.all_reduce(tensor)
-        except RuntimeError:
-            if "RANK" not in os.environ:
-                time.sleep(5)  # the script that started the ranks ends this one, once it has seen which was first
-            raise SystemExit(f"\nrank {rank()}: another rank has ended; the same command continues") from None
+        _end_if_a_rank_is_lost(dist.all_reduce, tensor)
     return tensor
+
+
+def _end_if_a_rank_is_lost(wait: Callable[..., Any], *args: Any) -> None:
+    """Wait for the others; a rank whose peers are gone ends: the first one said why."""
+    try:
+        wait(*args)
+    except RuntimeError:
+        if "RANK" not in os.environ:
+            time.sleep(5)  # the script that started the ranks ends this one, once it has seen which was first
+        raise SystemExit(f"\nrank {rank()}: another rank has ended; the same command continues") from None
 
 
 def rank_device(device: torch.device) -> torch.device:
@@ -80,10 +86,7 @@ def launch(function: Callable[..., Any], *args: Any, device: torch.device, num_p
         if "TORCHELASTIC_RUN_ID" in os.environ:  # launchers other than torchrun may end before their ranks
             _end_with(PARENT)
         threads = 1 if small else max(1, num_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
-        try:
-            _enter(function, args, threads, "env://", int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
-        finally:
-            dist.destroy_process_group()
+        _be_rank(function, args, threads, "env://", int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
     elif small and num_cores() > 1:
         with tempfile.TemporaryDirectory() as folder:
             meeting_point = (Path(folder) / "ranks").as_uri()
@@ -103,17 +106,7 @@ def _spawned(rank: int, function: Callable[..., Any], args: tuple, meeting_point
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the script that started the ranks ends them
     _end_with(mp.parent_process().pid)
     tqdm.set_lock(threading.RLock())  # its lock between processes would be left behind by a rank that is killed
-    code: Any = 0
-    try:
-        _enter(function, args, 1, meeting_point, rank, size)
-    except SystemExit as error:
-        code = error.code
-        if isinstance(code, str):
-            print(code, file=sys.stderr)
-            code = 1
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)  # torch's threads were seen to abort an interpreter that ends in the ordinary way
+    _be_rank(function, args, 1, meeting_point, rank, size)
 
 
 def _end_with(parent: int) -> None:
@@ -127,9 +120,21 @@ def _end_with(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _enter(function: Callable[..., Any], args: tuple, threads: int, meeting_point: str, rank: int, size: int) -> None:
-    """Join the group and call the function. The ranks exchange little, and from CPU memory: gloo serves all."""
+def _be_rank(
+    function: Callable[..., Any], args: tuple, threads: int, meeting_point: str, rank: int, size: int
+) -> NoReturn:
+    """Join the group, call the function, and end. The ranks exchange little, and from CPU memory: gloo serves all."""
     torch.set_num_threads(threads)
     patience = timedelta(days=7)  # a rank may wait long for the others' last items
-    dist.init_process_group("gloo", init_method=meeting_point, rank=rank, world_size=size, timeout=patience)
-    function(*args)
+    code: Any = 0
+    try:
+        dist.init_process_group("gloo", init_method=meeting_point, rank=rank, world_size=size, timeout=patience)
+        function(*args)
+    except SystemExit as error:
+        code = error.code
+        if isinstance(code, str):
+            print(code, file=sys.stderr)
+            code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # gloo's threads may abort an interpreter that ends in the ordinary way
