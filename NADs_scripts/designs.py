@@ -1,0 +1,185 @@
+"""A test that the prediction can fail: LeNet changed in one thing, nine times, and two networks of torchvision.
+
+    python NADs_scripts/designs.py            # predicts: results/designs/predictions.csv
+    python NADs_scripts/designs.py --train    # trains, then holds the predictions against the accuracies
+
+The predictions were committed before the first training. The nine are trained on the whole map (one of each pair of
+mirror images, which are one experiment), the two on ten cells that span their shares; in bf16, a variant of the recipe.
+Two more predictors stand beside the share, in the hope of one that can be compared between architectures.
+"""
+
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy import optimize, stats
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import directional_bias
+from directional_bias import DATA, LEARNT, ROOT, SIGMA, UNLEARNT, auc, share, variance_along
+from models import build_model, paper_name
+from utils import cli, plotting, runs, seeding
+from utils.directions import canonical_frequency, fourier_map
+from utils.last_layer import draw_network, last_linear, network_rows, weight_rms
+
+KEYS = ("frequency_y", "frequency_x")
+PREDICTORS = ("share", "calibrated_share", "signal")
+
+
+def lenet(num_classes: int, *stages: nn.Module, activation: type[nn.Module] = nn.ReLU) -> nn.Module:
+    """These stages, and LeNet's three linear layers on top of them."""
+    trunk = nn.Sequential(*stages, nn.Flatten()).eval()
+    width = trunk(torch.zeros(1, 1, 32, 32)).shape[1]
+    head = (nn.Linear(width, 120), activation(), nn.Linear(120, 84), activation(), nn.Linear(84, num_classes))
+    return nn.Sequential(trunk, *head)
+
+
+class Residual(nn.Sequential):
+    """x + f(x)."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map images to images of the same shape."""
+        return x + super().forward(x)
+
+
+def conv(inputs: int, outputs: int, **options: int) -> nn.Conv2d:
+    """LeNet's convolution, 5×5 and unpadded."""
+    return nn.Conv2d(inputs, outputs, 5, **options)
+
+
+def average_pool(num_classes: int) -> nn.Module:
+    """Average pools instead of max-pools."""
+    return lenet(num_classes, conv(1, 6), nn.ReLU(), nn.AvgPool2d(2), conv(6, 16), nn.ReLU(), nn.AvgPool2d(2))
+
+
+def strided(num_classes: int) -> nn.Module:
+    """Convolutions of stride 2 instead of the pools."""
+    return lenet(num_classes, conv(1, 6, stride=2), nn.ReLU(), conv(6, 16, stride=2), nn.ReLU())
+
+
+def blur_pool(num_classes: int) -> nn.Module:
+    """The maximum over 2×2 pixels everywhere, blurred by (1, 2, 1)/4 before every second is taken (Zhang, 2019)."""
+    pool = nn.Sequential(nn.MaxPool2d(2, stride=1), nn.AvgPool2d(2, stride=1), nn.AvgPool2d(2))
+    return lenet(num_classes, conv(1, 6), nn.ReLU(), pool, conv(6, 16), nn.ReLU(), pool)
+
+
+def no_pooling(num_classes: int) -> nn.Module:
+    """No pools, as in the paper's ablation."""
+    return lenet(num_classes, conv(1, 6), nn.ReLU(), conv(6, 16), nn.ReLU())
+
+
+def one_pool_of_4(num_classes: int) -> nn.Module:
+    """One 4×4 max-pool instead of two of 2×2."""
+    return lenet(num_classes, conv(1, 6), nn.ReLU(), nn.MaxPool2d(4), conv(6, 16), nn.ReLU())
+
+
+def patches(num_classes: int) -> nn.Module:
+    """An embedding of 4×4 patches instead of the first convolution and the pools."""
+    return lenet(num_classes, nn.Conv2d(1, 6, 4, stride=4), nn.ReLU(), conv(6, 16), nn.ReLU())
+
+
+def skip(num_classes: int) -> nn.Module:
+    """A residual block before the first pool."""
+    block = Residual(conv(6, 6, padding=2), nn.ReLU())
+    first = conv(1, 6), nn.ReLU(), block, nn.MaxPool2d(2)
+    return lenet(num_classes, *first, conv(6, 16), nn.ReLU(), nn.MaxPool2d(2))
+
+
+def batch_norm(num_classes: int) -> nn.Module:
+    """Batch norm after each convolution."""
+    first = conv(1, 6), nn.BatchNorm2d(6), nn.ReLU(), nn.MaxPool2d(2)
+    return lenet(num_classes, *first, conv(6, 16), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2))
+
+
+def gelu(num_classes: int) -> nn.Module:
+    """GELU instead of ReLU."""
+    stages = conv(1, 6), nn.GELU(), nn.MaxPool2d(2), conv(6, 16), nn.GELU(), nn.MaxPool2d(2)
+    return lenet(num_classes, *stages, activation=nn.GELU)
+
+
+DESIGNS = [average_pool, strided, blur_pool, no_pooling, one_pool_of_4, patches, skip, batch_norm, gelu]
+WHOLE = {"LeNet": "lenet"} | {design.__name__: f"NADs_scripts.designs:{design.__name__}" for design in DESIGNS}
+TEN_CELLS = {name: f"torchvision:{name}" for name in ("regnet_x_400mf", "googlenet")}
+
+
+def quarter_map() -> dict[tuple[int, int], torch.Tensor]:
+    """Fourier images of the map, one for each pair (k_y, ±k_x) of mirror images: 81 of 32×32 pixels."""
+    half = range(0, 17, 2)
+    return fourier_map(frequencies=[(y, x) for y in half for x in half])
+
+
+def predictors(arch: str, directions: torch.Tensor, *, num_networks: int = 8) -> dict[str, np.ndarray]:
+    """What may tell how well a direction is learnt, (n,) each, from untrained networks.
+
+    The share, as `--predict` has it; the same share for networks whose batch norms hold the statistics of the noise, as
+    they do in training; and of these the signal against the noise of the output, n·ε²·Σ(Δ·v)² / Σ Var h(x),
+    x ~ N(0, σ²I), with n training samples.
+    """
+    sigma, flat = SIGMA["fourier"], directions.flatten(1)
+    along, total, variance = np.zeros((num_networks, len(flat))), np.zeros(num_networks), 0.0
+    for number in range(num_networks):
+        generator = seeding.generator("cpu", 0, "noise of prediction", number)
+        noise = sigma * torch.randn((512, *directions.shape[1:]), generator=generator)
+        network = draw_network(lambda: build_model(arch, 1, 1), "cpu", 0, "network", number)
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = None  # the mean over what it has seen: one batch
+        with torch.no_grad():
+            network.train()(noise)
+        scale = weight_rms(last_linear(network.eval(), noise[0]))
+        rows = network_rows(network, noise[0])  # σ_w·Δ; from here on the network has no last layer
+        along[number] = (rows @ flat.T).double().square().sum(0)
+        total[number] = rows.double().square().sum()
+        variance += scale**2 * network(noise).double().var(0).sum().item()
+    signal = DATA["num_train"] * DATA["epsilon"] ** 2 * along.sum(0) / variance
+    plain = share(*variance_along(directions, arch=arch, num_networks=num_networks), flat.shape[1])
+    return dict(zip(PREDICTORS, (plain, share(along, total, flat.shape[1]), signal), strict=True))
+
+
+def predict(path: Path) -> None:
+    """Write one row for each network and cell; the cells to train on are marked."""
+    images, rows = quarter_map(), []
+    directions = torch.stack(list(images.values()))
+    for name, arch in (WHOLE | TEN_CELLS).items():
+        found = predictors(arch, directions)
+        order = np.argsort(found["share"])
+        spread = set(order[np.linspace(0, len(order) - 1, 10).round().astype(int)]) if name in TEN_CELLS else order
+        for number, key in enumerate(images):
+            values = {predictor: f"{found[predictor][number]:.5g}" for predictor in PREDICTORS}
+            cell = dict(zip(KEYS, key, strict=True)) | {"train": int(number in spread)}
+            rows.append({"network": name} | cell | values)
+        print(f"{name}: shares {found['share'].min():.3g} to {found['share'].max():.3g}", flush=True)
+    runs.write_rows(path, rows)
+
+
+def train(rows: list[dict[str, str]], folder: Path, only: str) -> None:
+    """Train on the marked cells of one network, or of all, by experiment 1."""
+    for name, arch in (WHOLE | TEN_CELLS).items():
+        if name != "LeNet" and only in (name, "all"):
+            cells = [(row[key] for key in KEYS) for row in rows if row["network"] == name and row["train"] == "1"]
+            frequencies = [text for cell in cells for text in ("--frequency", *cell)]
+            options = ["--arch", arch, "--precision", "bf16", "--output", str(folder / name)]
+            directional_bias.main([*options, *frequencies])
+
+
+@cli.one_line_errors
+def main(argv: list[str] | None = None) -> None:
+    """Predict if that has not been done, train if asked, report."""
+    parser = cli.ArgumentParser(__doc__)
+    parser.add_argument("--train", choices=["all", *WHOLE, *TEN_CELLS], help="train these networks")
+    parser.add_argument("--output", type=Path, default=ROOT / "results" / "designs", help="folder")
+    args = parser.parse_args(argv)
+    args.output.mkdir(parents=True, exist_ok=True)
+    if not (args.output / "predictions.csv").exists():
+        predict(args.output / "predictions.csv")
+    rows = runs.read_rows(args.output / "predictions.csv", KEYS)
+    if args.train:
+        train(rows, ROOT / "runs" / "designs", args.train)
+
+
+if __name__ == "__main__":
+    main()
