@@ -160,7 +160,7 @@ def train(rows: list[dict[str, str]], folder: Path, only: str) -> None:
     """Train on the marked cells of one network, or of all, by experiment 1."""
     for name, arch in (WHOLE | TEN_CELLS).items():
         if name != "LeNet" and only in (name, "all"):
-            cells = [(row[key] for key in KEYS) for row in rows if row["network"] == name and row["train"] == "1"]
+            cells = [[row[key] for key in KEYS] for row in rows if row["network"] == name and row["train"] == "1"]
             frequencies = [text for cell in cells for text in ("--frequency", *cell)]
             options = ["--arch", arch, "--precision", "bf16", "--output", str(folder / name)]
             directional_bias.main([*options, *frequencies])
