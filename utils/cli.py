@@ -113,12 +113,17 @@ def add_recipe_arguments(parser: argparse.ArgumentParser, recipe: Mapping[str, f
         group.add_argument(f"--{name.replace('_', '-')}", type=number, default=value, help="of the recipe")
 
 
+def add_device_argument(parser: argparse._ActionsContainer) -> None:
+    """--device, a GPU where there is one."""
+    best = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", type=device, default=best, help="cpu, cuda or cuda:N")
+
+
 def add_run_arguments(parser: argparse.ArgumentParser, *, output_help: str) -> None:
     """--seed, --device, --precision, --output."""
     group = parser.add_argument_group("run")
     group.add_argument("--seed", type=natural, default=0, help="of everything random")
-    best = "cuda" if torch.cuda.is_available() else "cpu"
-    group.add_argument("--device", type=device, default=best, help="cpu, cuda or cuda:N")
+    add_device_argument(group)
     group.add_argument("--precision", choices=PRECISIONS, default="fp32", help="tf32 and bf16: variants of the recipe")
     group.add_argument("--output", type=Path, help=output_help)
 

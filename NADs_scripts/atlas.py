@@ -1,0 +1,131 @@
+"""The predicted maps of all classification models of torchvision and of the paper's five: results/atlas/.
+
+    python NADs_scripts/atlas.py                     # or torchrun --nproc-per-node 2 NADs_scripts/atlas.py
+    python NADs_scripts/atlas.py --arch mynets:small # which of them are most like mine?
+
+Two untrained networks of each, eight of the small and a hundred of those without a last linear layer; grey images of 32×32 pixels, or of 64 or 96 where a model takes no smaller ones. Larger
+images are looked at by the same frequencies in cycles per pixel. What is done is kept in runs/atlas, and continued.
+"""
+
+import sys
+import time
+from argparse import Namespace
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.cluster import hierarchy
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from directional_bias import ROOT, share, variance_along
+from models import build_model, paper_name
+from utils import cli, distributed, plotting, runs
+from utils.directions import fourier_map, frequency_grid
+from utils.last_layer import last_linear
+
+PAPER = ("logreg", "lenet", "vgg11", "resnet18", "densenet121")
+IMAGE_SIZES = (32, 64, 96)
+SMALL_MODEL = 5_000_000  # parameters; networks of smaller ones differ more from each other, and cost less
+NUM_BANDS = 8  # of the radius |k|, from 0 to the corner of the map
+FINDINGS = {
+    "depth": ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "vgg11_bn", "vgg19_bn"),
+    "patches": ("vit_b_16", "vit_b_32", "swin_t", "convnext_tiny", "efficientnet_b0", "alexnet"),
+}
+
+
+def architectures() -> dict[str, str]:
+    """Family by name for `models.build_model`: the module of torchvision, or "paper"."""
+    from torchvision import models  # takes seconds
+
+    names = models.list_models(module=models)
+    families = {f"torchvision:{name}": models.get_model_builder(name).__module__.split(".")[-1] for name in names}
+    return dict.fromkeys(PAPER, "paper") | families
+
+
+def look_at(arch: str, device: torch.device) -> dict:
+    """What untrained networks tell of an architecture; or why they cannot, for the largest image tried."""
+    start, why_not = time.monotonic(), ""
+    for size in IMAGE_SIZES:
+        try:
+            model = build_model(arch, 1, 1, size).eval()
+            images = fourier_map(size)
+            directions = torch.stack(list(images.values()))
+            estimator = "sampled" if last_linear(model, directions[0]) is None else "marginal"
+            num_parameters = sum(parameter.numel() for parameter in model.parameters())
+            del model
+            num_networks = 100 if estimator == "sampled" else 8 if num_parameters < SMALL_MODEL else 2
+            along, total = variance_along(directions.to(device), arch=arch, num_networks=num_networks)
+        except ValueError as error:
+            why_not = str(error)
+            continue
+        halves = [share(along[half::2], total[half::2], size**2) for half in (0, 1)]
+        return {
+            "parameters": num_parameters,
+            "image_size": size,
+            "estimator": estimator,
+            "networks": len(total),
+            "seconds": round(time.monotonic() - start, 1),
+            "frequencies": [[frequency * 32 // size for frequency in index] for index in images],
+            "shares": share(along, total, size**2).tolist(),
+            "agreement": float(np.corrcoef(np.log(halves))[0, 1]),
+        }
+    return {"why_not": why_not}
+
+
+def log_map(found: dict) -> np.ndarray:
+    """log₂ of the share on the map of 16×16 frequencies, (16, 16), DC in the middle."""
+    shares = {tuple(index): value for index, value in zip(found["frequencies"], found["shares"], strict=True)}
+    return np.log2(plotting.map_array(shares, 32, frequency_grid(32)))
+
+
+def row_of(arch: str, family: str, found: dict) -> dict:
+    """An architecture's row of the table, empty but for the reason where there is no map."""
+    columns = ("parameters", "image_size", "estimator", "networks", "seconds")
+    row = {"architecture": arch, "family": family} | {column: found.get(column, "") for column in columns}
+    values = np.exp2(log_map(found)) if "shares" in found else np.full((16, 16), np.nan)
+    grid = frequency_grid(32)
+    radius = np.hypot(*np.meshgrid(grid, grid))
+    bands = (radius * NUM_BANDS / radius.max()).astype(int).clip(max=NUM_BANDS - 1)
+    radial = np.array([values[bands == band].mean() for band in range(NUM_BANDS)])
+    logs = np.log2(values)
+    roughness = np.std(logs - np.array([logs[bands == band].mean() for band in range(NUM_BANDS)])[bands])
+    numbers = {"smallest": values.min(), "median": np.median(values), "largest": values.max()}
+    numbers |= {"below_a_third": (values < 1 / 3).mean(), "agreement": found.get("agreement", np.nan)}
+    numbers |= {"roughness": roughness} | {f"band_{band}": value for band, value in enumerate(radial)}
+    row |= {name: f"{value:.4g}" if np.isfinite(value) else "" for name, value in numbers.items()}
+    return row | {"why_not": found.get("why_not", "")}
+
+
+@cli.one_line_errors
+def run(args: Namespace) -> None:
+    """Look at the architectures that are missing, then write the tables and draw the figures."""
+    device, folder = distributed.rank_device(args.device), ROOT / "runs" / "atlas"
+    folder.mkdir(parents=True, exist_ok=True)
+    known = architectures()
+    wanted = [args.arch] if args.arch else list(known)
+    files = {arch: folder / f"{paper_name(arch)}.json" for arch in [*known, *wanted]}
+    missing = [arch for arch in wanted if args.arch or not files[arch].exists()]
+    distributed.barrier()  # all have looked before one writes
+    runs.announce("architectures", len(wanted), len(wanted) - len(missing), device, folder)
+    for arch in missing:
+        found = look_at(arch, device)
+        if distributed.rank() == 0:
+            runs.save_json(files[arch], found)
+            print(f"{arch}: {found.get('why_not', 'done')}", flush=True)
+    if distributed.rank() == 0 and args.arch:
+        print_nearest(args.arch)
+
+
+@cli.one_line_errors
+def main(argv: list[str] | None = None) -> None:
+    """Parse the command line and share the networks among the ranks."""
+    parser = cli.ArgumentParser(__doc__)
+    parser.add_argument("--arch", help=f"look at this one only, and name the nearest: {cli.ARCH_HELP}")
+    cli.add_device_argument(parser)
+    args = parser.parse_args(argv)
+    distributed.launch(run, args, device=args.device)
+
+
+if __name__ == "__main__":
+    main()
