@@ -64,24 +64,11 @@ def train_on_direction(
     checkpoint: Path | None = None,
     **recipe: Any,
 ) -> dict[str, float]:
-    """Train a fresh network on D(v) and test it on fresh samples of D(v).
+    """Train a fresh network on D(v) and test it on fresh samples of D(v), on the device of the direction v (C, S, S).
 
-    Args:
-        direction: v, of shape (C, S, S) and unit norm, on the device to train on.
-        arch: name for `models.build_model`.
-        pooling: False for the ablation.
-        num_train: training samples, half of them in each class.
-        num_test: test samples, half of them in each class.
-        epsilon: ε, half the distance between the classes along v.
-        sigma: σ, the noise in every other direction.
-        seed: of the weights, the samples and their order.
-        precision: of the arithmetic, see `utils.training.precision_mode`.
-        checkpoint: file that keeps the training between its epochs.
-        recipe: what differs from RECIPE.
-
-    Returns:
-        train_accuracy and test_accuracy in percent, and final_loss: those of training are of the last epoch. If
-        training diverged, the loss and the test accuracy are nan.
+    `recipe` is what differs from RECIPE; `checkpoint` keeps the training between its epochs. Returns train_accuracy and
+    test_accuracy (%), and final_loss; those of training are of the last epoch. If training diverged, the loss and the
+    test accuracy are nan.
     """
     device = direction.device
     num_channels, image_size, _ = direction.shape
@@ -110,23 +97,13 @@ def variance_along(
     step: float = 100.0,
     seed: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What untrained networks tell of directions: the variance of their gradient along each, and in all.
+    """What N untrained networks tell of unit vectors v (n, C, S, S): the gradient's variance along each, and in all.
 
     Each network is looked at from a fresh point of the noise of D(v), x ~ N(0, σ²I), by central differences, its last
     layer integrated out. One that does not end in a linear layer is sampled whole, and many are needed.
 
-    Args:
-        directions: unit vectors v, (n, C, S, S), on the device to work on.
-        arch: name for `models.build_model`.
-        pooling: False for the ablation.
-        num_networks: N; by default 4, or 200 where networks are sampled whole.
-        sigma: σ.
-        step: s of the central differences.
-        seed: of the networks and the points.
-
-    Returns:
-        Σ (Δ·v)² over the rows Δ of each network (N, n), and Σ ‖Δ‖² (N,), float64. The share of the directions is
-        `share`, by networks one at a time or together.
+    Returns Σ (Δ·v)² over the rows Δ of each network, (N, n), and Σ ‖Δ‖², (N,), float64, to give to `share`, networks
+    one at a time or together.
     """
     _, num_channels, image_size, _ = directions.shape
     device, flat = directions.device, directions.flatten(1)

@@ -67,26 +67,11 @@ def compute_nads(
     chunk_size: int | None = None,
     folder: Path | None = None,
 ) -> tuple[NADs, GradientSum]:
-    """The NADs of an architecture.
+    """The NADs of an architecture for images (C, S, S), D = C·S·S, and the sums over networks that they come from.
 
-    Args:
-        arch: name for `models.build_model`.
-        estimator: "marginal" or "sampled".
-        num_networks: how many to draw; 1,000 marginal or 10,000 sampled ones if None.
-        num_channels: C of the images.
-        image_size: S, height and width of the images.
-        step: s of the central differences.
-        seed: of the point and the networks.
-        device: where the networks are evaluated.
-        precision: of the arithmetic, see `utils.training.precision_mode`.
-        chunk_size: images evaluated at once; it changes no result.
-        folder: keeps the sums, one file for each rank, so that a killed run continues and ranks share the work.
-
-    Returns:
-        The NADs, with D = C·S·S, and the sums over the networks that they come from.
-
-    Raises:
-        ValueError: the estimator does not fit the network, or no gradient is other than zero.
+    `chunk_size` images are evaluated at once; it changes no result. `folder` keeps the sums, one file for each rank, so
+    that a killed run continues and ranks share the work. ValueError if the estimator does not fit the network, or no
+    gradient is other than zero.
     """
     num_networks = num_networks or NUM_NETWORKS[estimator]
     point = draw_point(num_channels, image_size, seed=seed).to(device)

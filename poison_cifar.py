@@ -47,14 +47,9 @@ def carrier(label: int, nad_index: int) -> tuple[int, int, int]:
 def poison(
     images: torch.Tensor, labels: torch.Tensor, nads: torch.Tensor, *, nad_index: int, epsilon: float = EPSILON
 ) -> torch.Tensor:
-    """Replace each image's coefficient on the carrier of its label by ±ε; all that is orthogonal stays.
+    """Replace each image's coefficient on the carrier of its label (0 to 11) by ±ε; all that is orthogonal stays.
 
-    Args:
-        images: pixels in [0, 1] before normalisation, (n, 3, 32, 32). Poisoned ones are not clipped to it.
-        labels: (n,), 0 to 11.
-        nads: (1024, 1024), rows are NADs.
-        nad_index: i of the carriers.
-        epsilon: ε.
+    Images (n, 3, 32, 32) have pixels in [0, 1], before normalisation; poisoned ones are not clipped to it.
     """
     poisoned = images.clone()
     for label in labels.unique().tolist():
@@ -68,13 +63,9 @@ def poison(
 
 
 def flip(images: torch.Tensor, nads: torch.Tensor) -> torch.Tensor:
-    """Rewrite every channel in the NAD basis in reverse order: x' = U·flip(Uᵀ x), with the columns of U the NADs.
+    """Rewrite each channel of images (n, C, 32, 32) in the NAD basis in reverse order: x' = U·flip(Uᵀ x).
 
-    Norms and inner products are kept, and a second flip undoes the first.
-
-    Args:
-        images: (n, C, 32, 32).
-        nads: (1024, 1024), rows are NADs.
+    The columns of U are the NADs. Norms and inner products are kept, and a second flip undoes the first.
     """
     reverse = (nads.double().T @ nads.flip(0).double()).to(images.dtype)  # (1024, 1024), symmetric
     return (images.flatten(2) @ reverse).view_as(images)
@@ -119,22 +110,10 @@ def train_and_test(
     checkpoint: Path | None = None,
     **recipe: Any,
 ) -> tuple[nn.Module, list[dict[str, float]]]:
-    """Train a network by the paper's recipe, and test it after each epoch.
+    """Train a network on what `prepare` returns, by the paper's recipe but for `recipe`, and test it after each epoch.
 
-    Args:
-        images: as `prepare` returns them, on the device to train on.
-        train_labels: (n,).
-        test_labels: (m,).
-        arch: name for `models.build_model`.
-        num_classes: number of outputs.
-        seed: of the weights and the order.
-        precision: of the arithmetic, see `utils.training.precision_mode`.
-        checkpoint: file that keeps the training between its epochs.
-        recipe: what differs from RECIPE.
-
-    Returns:
-        The network, and the history: one dict per epoch with epoch, loss, train_accuracy, test_accuracy and, for
-        poisoned images, carrying_accuracy (%). If training diverges, it ends with the epoch whose loss is not finite.
+    Returns the network, and the history: one dict per epoch with epoch, loss, train_accuracy, test_accuracy and, for
+    poisoned images, carrying_accuracy (%). If training diverges, it ends with the epoch whose loss is not finite.
     """
     device = images["train"].device
     tests = {name: (images[name], test_labels) for name in images if name != "train"}

@@ -44,13 +44,8 @@ def _dense_block(in_channels: int, depth: int) -> nn.Sequential:
 class DenseNet121(nn.Module):
     """DenseNet-121: blocks [6, 12, 24, 16], growth 32; each transition halves the channels and the size.
 
-    The source has 32×32 images only. For others, the last 4×4 average pool leaves ⌊S/32⌋ × ⌊S/32⌋ positions,
+    The source has 32×32 images only. For larger ones, the last 4×4 average pool leaves ⌊S/32⌋ × ⌊S/32⌋ positions,
     all of which enter the linear layer.
-
-    Args:
-        num_channels: channels of the input images.
-        num_classes: number of outputs.
-        image_size: height and width S of the input images; below 32 a ValueError.
     """
 
     def __init__(self, num_channels: int = 3, num_classes: int = 10, *, image_size: int = 32):

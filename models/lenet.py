@@ -5,17 +5,11 @@ from torch import Tensor, nn
 
 
 class LeNet(nn.Module):
-    """LeNet with ReLU, and a 2×2 max-pool after each convolution.
+    """LeNet with ReLU, and a 2×2 max-pool after each convolution, for images from 16×16 (9×9 without pooling).
 
-    Without pooling (the ablation) both max-pools are left out and nothing takes their place. The source does
-    not say how the sizes then change: here the convolutions stay unpadded with stride 1, so the sizes go
-    32→28→24, and only the first linear layer grows, from 16·5·5 to 16·24·24 inputs.
-
-    Args:
-        num_channels: channels of the input images.
-        num_classes: number of outputs.
-        image_size: height and width S of the input images; below 16, or 9 without pooling, a ValueError.
-        pooling: False for the ablation.
+    Without pooling (the ablation) both max-pools are left out and nothing takes their place. The source does not say
+    how the sizes then change: here the convolutions stay unpadded with stride 1, so the sizes go 32→28→24, and only
+    the first linear layer grows, from 16·5·5 to 16·24·24 inputs.
     """
 
     def __init__(self, num_channels: int = 3, num_classes: int = 10, *, image_size: int = 32, pooling: bool = True):

@@ -4,12 +4,7 @@ from torch import Tensor, nn
 
 
 class LogReg(nn.Module):
-    """f(x) = W x + b, with PyTorch's default initialisation: U(-1/√D, 1/√D) for D inputs.
-
-    Args:
-        input_dim: number of values of one input, D = C·H·W.
-        num_classes: number of outputs.
-    """
+    """f(x) = W x + b, with PyTorch's default initialisation: U(-1/√D, 1/√D) for D = C·H·W inputs."""
 
     def __init__(self, input_dim: int = 32 * 32, num_classes: int = 10):
         super().__init__()

@@ -18,14 +18,13 @@ from models.densenet import DenseNet121
 from models.lenet import LeNet
 from models.logreg import LogReg
 from models.resnet import ResNet18
-from models.vgg import VGG11, VGG11_bn
+from models.vgg import VGG11_bn
 
-# Paper's name -> factory. The paper's VGG-11 has batch norm; VGG11plain is the one without.
+# Paper's name -> factory. The paper's VGG-11 has batch norm.
 _FACTORIES: dict[str, Callable[..., nn.Module]] = {
     "LogReg": lambda num_channels, num_classes, image_size: LogReg(num_channels * image_size**2, num_classes),
     "LeNet": LeNet,
     "VGG11": VGG11_bn,
-    "VGG11plain": VGG11,
     "ResNet18": ResNet18,
     "DenseNet121": DenseNet121,
 }
@@ -60,17 +59,11 @@ def build_model(
 ) -> nn.Module:
     """Build a freshly initialised network, in training mode, that maps (N, C, S, S) to (N, num_classes).
 
-    Args:
-        arch: a paper name, case and punctuation forgiven (`vgg11` has batch norm, `vgg11plain` has none); or
-            `torchvision:NAME`, an untrained classification model; or `package.module:factory`, found on the import
-            path or in the working directory, and called with those of the arguments below that it accepts, by name.
-        num_channels: channels C of the images.
-        num_classes: number of outputs.
-        image_size: height and width S of the images.
-        pooling: False for the ablation without pooling, if the architecture has one (`lenet` and `resnet18` do).
+    `arch` is a paper name, case and punctuation forgiven; or `torchvision:NAME`, an untrained classification model; or
+    `package.module:factory`, found on the import path or in the working directory, and called with those of the
+    arguments that it accepts, by name. `pooling=False` is the ablation, which `lenet` and `resnet18` have.
 
-    Raises:
-        ValueError: anything does not fit, said in one line. What a user's own factory raises passes through.
+    ValueError if anything does not fit, said in one line. What a user's own factory raises passes through.
     """
     arguments = {"num_channels": num_channels, "num_classes": num_classes, "image_size": image_size}
     for name, value in arguments.items():

@@ -38,13 +38,8 @@ class ResNet18(nn.Module):
 
     Without pooling (the ablation) every stride is 1 and the average is left out, so the one linear layer sees
     all 512·S·S values. The source does not say what becomes of the shortcuts: here the 1×1 convolutions stay
-    where the number of channels changes, with stride 1, and the state-dict keys are the same.
-
-    Args:
-        num_channels: channels of the input images.
-        num_classes: number of outputs.
-        image_size: height and width S of the input images; it matters only without pooling.
-        pooling: False for the ablation.
+    where the number of channels changes, with stride 1, and the state-dict keys are the same. `image_size` matters
+    only then.
     """
 
     def __init__(self, num_channels: int = 3, num_classes: int = 10, *, image_size: int = 32, pooling: bool = True):

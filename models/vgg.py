@@ -1,4 +1,4 @@
-"""VGG-11 for 32×32 images, without and with batch norm (the paper's VGG-11 has it)."""
+"""VGG-11 for 32×32 images, with a batch norm after each convolution."""
 
 import math
 
@@ -9,23 +9,16 @@ GROUPS = ((64,), (128,), (256, 256), (512, 512), (512, 512))
 HIDDEN = 512  # width of the classifier's two hidden layers
 
 
-class VGG11(nn.Module):
-    """VGG-11 without batch norm.
+class VGG11_bn(nn.Module):
+    """VGG-11 with batch norm.
 
     Convolution weights are drawn from N(0, 2/(k²·out_channels)) and their biases are 0; the linear layers
     keep PyTorch's default initialisation. The 1×1 average pool that ends `features` is the identity: it is
     there because the authors' network has one.
 
-    The source has 32×32 images only. For others, the five max-pools leave ⌊S/32⌋ × ⌊S/32⌋ positions, all of
+    The source has 32×32 images only. For larger ones, the five max-pools leave ⌊S/32⌋ × ⌊S/32⌋ positions, all of
     which enter the first linear layer.
-
-    Args:
-        num_channels: channels of the input images.
-        num_classes: number of outputs.
-        image_size: height and width S of the input images; below 32 a ValueError.
     """
-
-    batch_norm = False
 
     def __init__(self, num_channels: int = 3, num_classes: int = 10, *, image_size: int = 32):
         super().__init__()
@@ -35,10 +28,8 @@ class VGG11(nn.Module):
         in_channels = num_channels
         for group in GROUPS:
             for out_channels in group:
-                layers.append(nn.Conv2d(in_channels, out_channels, 3, padding=1))
-                if self.batch_norm:
-                    layers.append(nn.BatchNorm2d(out_channels))
-                layers.append(nn.ReLU(inplace=True))
+                convolution = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+                layers += [convolution, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True)]
                 in_channels = out_channels
             layers.append(nn.MaxPool2d(2))
         self.features = nn.Sequential(*layers, nn.AvgPool2d(1))
@@ -60,9 +51,3 @@ class VGG11(nn.Module):
         """Map images (N, C, S, S) to logits (N, num_classes)."""
         x = self.features(x)  # (N, 512, 1, 1)
         return self.classifier(x.flatten(1))
-
-
-class VGG11_bn(VGG11):
-    """VGG-11 with a batch norm after each convolution: the paper's VGG-11. Arguments as for `VGG11`."""
-
-    batch_norm = True

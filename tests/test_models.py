@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from models import VGG11, DenseNet121, LeNet, LogReg, ResNet18, VGG11_bn, build_model, canonical_name, paper_name
+from models import DenseNet121, LeNet, LogReg, ResNet18, VGG11_bn, build_model, canonical_name, paper_name
 from models.densenet import Bottleneck, Transition
 from models.registry import ARCHITECTURES
 
-IMAGE_MODELS = [LeNet, VGG11, VGG11_bn, ResNet18, DenseNet121]
-PAPER_NAMES = ["LogReg", "vgg11 (bn)", "LeNet", "VGG-11 plain", "VGG-11", "ResNet-18", "Dense Net 121"]
+IMAGE_MODELS = [LeNet, VGG11_bn, ResNet18, DenseNet121]
+PAPER_NAMES = ["LogReg", "vgg11 (bn)", "LeNet", "VGG-11", "ResNet-18", "Dense Net 121"]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -83,7 +83,6 @@ def the_authors(key):
 @pytest.mark.parametrize(
     ("model", "name", "rename"),
     [
-        (VGG11, "vgg11", str),
         (VGG11_bn, "vgg11_bn", str),
         (ResNet18, "resnet18", the_authors),
         (DenseNet121, "densenet121", the_authors),
@@ -169,11 +168,10 @@ def test_densenet_transition_pools_after_the_convolution():
     torch.testing.assert_close(transition(x), F.avg_pool2d(expected, 2))
 
 
-@pytest.mark.parametrize("model", [VGG11, VGG11_bn])
-def test_vgg_initialisation(model):
+def test_vgg_initialisation():
     """Convolutions N(0, 2/(k²·out)) with bias 0; linear layers as PyTorch has them, U(±1/√in)."""
     torch.manual_seed(0)
-    net = model(1, 2)
+    net = VGG11_bn(1, 2)
     for layer in net.features:
         if isinstance(layer, nn.Conv2d):
             std = math.sqrt(2 / (9 * layer.out_channels))
@@ -182,7 +180,7 @@ def test_vgg_initialisation(model):
             assert abs(layer.weight.mean().item()) < 5 * std / math.sqrt(n)
             assert not layer.bias.any()
     # Normal, not uniform: the fourth moment of a normal variable is 3σ⁴, of a uniform one 1.8σ⁴.
-    weight = net.features[-4 if model is VGG11 else -5].weight
+    weight = net.features[-5].weight
     assert ((weight**4).mean() / (weight**2).mean() ** 2).item() == pytest.approx(3, rel=0.02)
     hidden = net.classifier[3].weight
     assert hidden.abs().max().item() == pytest.approx(1 / math.sqrt(512), rel=1e-3)

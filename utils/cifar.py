@@ -37,13 +37,8 @@ class ImageData:
 def load_images(root: Path, *, download: bool = False, cache: Path = Path("runs/decoded")) -> ImageData:
     """CIFAR-10 as torchvision keeps it below `root`, or the images root/train/CLASS/*.png|jpg and root/test/CLASS/*.
 
-    Args:
-        root: the folder.
-        download: let torchvision fetch CIFAR-10 into it; its checksums are on either way.
-        cache: folder for the decoded images of a folder, so that they are decoded once.
-
-    Raises:
-        ValueError: neither of the two is there, or it is damaged, or an image is not 32×32 in colour.
+    torchvision's checksums are on, whether it fetches the files or not. The images of a folder are decoded once, and
+    kept in `cache`. ValueError if neither is there, or it is damaged, or an image is not 32×32 in colour.
     """
     if (root / "train").is_dir():
         return _load_folder(root, cache)

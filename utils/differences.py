@@ -16,16 +16,10 @@ PATIENCE = 30.0  # seconds after which the pixels of one network are shown as th
 def central_differences(
     function: Features, point: torch.Tensor, *, step: float = 100.0, chunk_size: int | None = None
 ) -> torch.Tensor:
-    """Δ_i = (h(x + s·e_i) − h(x − s·e_i)) / 2s along each pixel e_i.
+    """Δ_i = (h(x + s·e_i) − h(x − s·e_i)) / 2s along each pixel e_i, at an image x (C, H, W) with step s.
 
-    Args:
-        function: h, maps images (N, C, H, W) to (N, F).
-        point: x, shape (C, H, W).
-        step: s.
-        chunk_size: images evaluated at once, two for each pixel; by the device if None. It changes no result.
-
-    Returns:
-        Tensor (F, D), D = C·H·W: row f is the gradient estimate of feature f.
+    Returns (F, D), D = C·H·W: row f is the gradient estimate of feature f. `chunk_size` images are evaluated at once,
+    two for each pixel; by the device if None. It changes no result.
     """
     pixels = torch.arange(point.numel(), device=point.device)
     chunks = pixels.split(max(1, (chunk_size or CHUNK_SIZE[point.device.type]) // 2))

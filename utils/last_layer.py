@@ -30,22 +30,11 @@ def network_rows(
     chunk_size: int | None = None,
     precision: str = "fp32",
 ) -> torch.Tensor:
-    """The rows whose outer products add up to a network's estimate of the covariance of the gradient.
+    """The rows whose outer products add up to a network's estimate of the covariance of the gradient at `point`.
 
-    Args:
-        network: maps images (N, C, H, W) to (N, 1); the marginal estimator takes its last layer off.
-        point: x, an image (C, H, W) on the network's device.
-        estimator: "sampled", one row, the gradient estimate g of the network as it is; or "marginal", one row per
-            feature, σ_w·Δ, with the rms of the last layer's weights for σ_w.
-        step: s of the central differences.
-        chunk_size: see `central_differences`.
-        precision: of the arithmetic, see `utils.training.precision_mode`.
-
-    Returns:
-        Tensor (1, D) or (F, D).
-
-    Raises:
-        ValueError: the estimator does not fit the network, or the rows are not finite.
+    sampled: (1, D), the gradient estimate g of the network (N, C, H, W) -> (N, 1) as it is. marginal: (F, D), σ_w·Δ,
+    with the rms of the last layer's weights for σ_w; the network loses that layer. ValueError if the estimator does
+    not fit the network, or the rows are not finite.
     """
     scale = 1.0
     if estimator == "marginal":
@@ -67,7 +56,7 @@ def network_rows(
 def last_linear(network: nn.Module, point: torch.Tensor) -> nn.Linear | None:
     """The linear layer on (N, F) features whose output the network returns as it is, if it ends in one of its own.
 
-    A layer that is called twice, or shares its weights with another, is not independent of the trunk: None.
+    None for a layer that is called twice, or shares its weights with another: it is not independent of the trunk.
     """
     calls: list[tuple[nn.Linear, int]] = []
     hooks = [

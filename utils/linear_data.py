@@ -11,17 +11,10 @@ def sample_linear_data(
     sigma: float = 3.0,
     generator: torch.Generator,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Draw x = y·ε·v + (I − v vᵀ)·w with w ~ N(0, σ²I) and y = ±1, on the device of `direction`.
+    """Draw x = y·ε·v + (I − v vᵀ)·w with w ~ N(0, σ²I) and y = ±1, for a unit vector v (C, H, W).
 
-    Args:
-        direction: the unit vector v, shape (C, H, W).
-        num_samples: number of samples n; half have y = +1 (with an odd n, one more).
-        epsilon: ε, so that ⟨x, v⟩ = ±ε.
-        sigma: σ, standard deviation of the noise in every direction but v.
-        generator: source of w, on the device of `direction`.
-
-    Returns:
-        Images (n, C, H, W), and labels (n,): 0 where y = +1, 1 where y = −1, in this order.
+    Returns images (n, C, H, W) on the device of v, and labels (n,), 0 where y = +1, 1 where y = −1: one half (of an odd
+    number, the larger) after the other.
     """
     v = direction.flatten()
     labels = (torch.arange(num_samples, device=v.device) >= (num_samples + 1) // 2).long()

@@ -62,26 +62,15 @@ def train(
     tests: Mapping[str, tuple[torch.Tensor, torch.Tensor]] | None = None,
     checkpoint: Path | None = None,
 ) -> list[dict[str, float]]:
-    """Train by a recipe of the paper: SGD, the rate falling linearly to 0, the norm of the gradient clipped.
+    """Train on images (n, C, H, W) and labels (n,) by a recipe of the paper, all on one device.
 
-    Args:
-        model: on the device of the images.
-        images: (n, C, H, W).
-        labels: (n,), int64.
-        epochs: passes over the data, each in a fresh order, the short last batch kept.
-        batch_size: samples in each step.
-        max_lr: rate at the start of training.
-        momentum: of SGD.
-        weight_decay: of SGD.
-        clip_norm: bound on the norm of the gradient of all parameters together.
-        generator: source of the order, on the device of the images.
-        precision: see `precision_mode`.
-        tests: images and labels by a name, evaluated after each epoch.
-        checkpoint: a file that is written after an epoch, at most once a minute, and continued from if it is there.
+    SGD, each epoch in a fresh order with the short last batch kept, the rate falling linearly from `max_lr` to 0, the
+    norm of the gradient of all parameters together clipped. After an epoch, at most once a minute, the state goes to
+    `checkpoint`, and is continued from if it is there.
 
-    Returns:
-        The history, one dict per epoch: epoch, loss and train_accuracy (%) over the batches as they were trained on,
-        and NAME_accuracy (%) of each of the tests. It ends early, with a loss that is not finite, when it diverges.
+    Returns the history, one dict per epoch: epoch, loss and train_accuracy (%) over the batches as they were trained
+    on, and NAME_accuracy (%) of each of the `tests`, images and labels by name. It ends early, with a loss that is not
+    finite, when it diverges.
     """
     model.to(memory_format=torch.channels_last)
     parameters = list(model.parameters())
