@@ -3,10 +3,12 @@
     python NADs_scripts/atlas.py                     # or torchrun --nproc-per-node 2 NADs_scripts/atlas.py
     python NADs_scripts/atlas.py --arch mynets:small # which of them are most like mine?
 
-Two untrained networks of each, eight of the small and a hundred of those without a last linear layer; grey images of 32×32 pixels, or of 64 or 96 where a model takes no smaller ones. Larger
-images are looked at by the same frequencies in cycles per pixel. What is done is kept in runs/atlas, and continued.
+Two untrained networks of each, eight of the small and a hundred of those without a last linear layer; grey images of
+32×32 pixels, or of 64 or 96 where a model takes no smaller ones. Larger images are looked at by the same frequencies in
+cycles per pixel. What is done is kept in runs/atlas, and continued.
 """
 
+import json
 import sys
 import time
 from argparse import Namespace
@@ -19,9 +21,9 @@ from scipy.cluster import hierarchy
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from directional_bias import ROOT, share, variance_along
-from models import build_model, paper_name
+from models import build_model, canonical_name, paper_name
 from utils import cli, distributed, plotting, runs
-from utils.directions import fourier_map, frequency_grid
+from utils.directions import fourier_map, frequency_grid, load_array
 from utils.last_layer import last_linear
 
 PAPER = ("logreg", "lenet", "vgg11", "resnet18", "densenet121")
@@ -73,10 +75,14 @@ def look_at(arch: str, device: torch.device) -> dict:
     return {"why_not": why_not}
 
 
+def shares_of(found: dict) -> dict[tuple[int, int], float]:
+    """Shares by the frequency in cycles per 32 pixels."""
+    return {tuple(index): value for index, value in zip(found["frequencies"], found["shares"], strict=True)}
+
+
 def log_map(found: dict) -> np.ndarray:
     """log₂ of the share on the map of 16×16 frequencies, (16, 16), DC in the middle."""
-    shares = {tuple(index): value for index, value in zip(found["frequencies"], found["shares"], strict=True)}
-    return np.log2(plotting.map_array(shares, 32, frequency_grid(32)))
+    return np.log2(plotting.map_array(shares_of(found), 32, frequency_grid(32)))
 
 
 def row_of(arch: str, family: str, found: dict) -> dict:
@@ -102,28 +108,73 @@ def run(args: Namespace) -> None:
     """Look at the architectures that are missing, then write the tables and draw the figures."""
     device, folder = distributed.rank_device(args.device), ROOT / "runs" / "atlas"
     folder.mkdir(parents=True, exist_ok=True)
-    known = architectures()
-    wanted = [args.arch] if args.arch else list(known)
-    files = {arch: folder / f"{paper_name(arch)}.json" for arch in [*known, *wanted]}
-    missing = [arch for arch in wanted if args.arch or not files[arch].exists()]
+    families = {args.arch: ""} if args.arch else architectures()
+    files = {arch: folder / f"{paper_name(arch)}.json" for arch in families}
+    missing = [arch for arch in families if args.arch or not files[arch].exists()]
     distributed.barrier()  # all have looked before one writes
-    runs.announce("architectures", len(wanted), len(wanted) - len(missing), device, folder)
+    runs.announce("architectures", len(files), len(files) - len(missing), device, folder)
     for arch in missing:
         found = look_at(arch, device)
         if distributed.rank() == 0:
             runs.save_json(files[arch], found)
             print(f"{arch}: {found.get('why_not', 'done')}", flush=True)
-    if distributed.rank() == 0 and args.arch:
-        print_nearest(args.arch)
+    if distributed.rank() == 0:
+        found = {arch: json.loads(file.read_text()) for arch, file in files.items()}
+        if args.arch:
+            print_nearest(args.arch, found[args.arch], args.output)
+        else:
+            report(families, found, args.output)
+
+
+def print_nearest(arch: str, found: dict, folder: Path) -> None:
+    """Name the architectures of the atlas whose maps differ least, by the rms of log₂ of the ratio of shares."""
+    if "shares" not in found:
+        raise ValueError(f"{arch} has no map: {found['why_not']}")
+    names = [row["architecture"] for row in runs.read_rows(folder / "atlas.csv") if not row["why_not"]]
+    logs = np.log2(load_array(folder / "maps.npy"))
+    distances = np.sqrt(np.mean((logs - log_map(found)) ** 2, axis=(1, 2)))
+    for index in [index for index in np.argsort(distances) if names[index] != arch][:5]:
+        print(f"{names[index]}: its shares differ by a factor of {2 ** distances[index]:.2f} (rms)")
+
+
+def short_name(arch: str) -> str:
+    """The name in figures: the paper's architectures as LeNet, torchvision's as resnet50."""
+    return paper_name(arch).removeprefix("torchvision-")
+
+
+def report(families: dict[str, str], found: dict[str, dict], folder: Path) -> None:
+    """Write the table and the maps, and draw the figures."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [row_of(arch, family, found[arch]) for arch, family in families.items()]
+    runs.write_rows(folder / "atlas.csv", rows)
+    mapped = [arch for arch in families if "shares" in found[arch]]
+    logs = np.stack([log_map(found[arch]) for arch in mapped])
+    runs.save_array(folder / "maps.npy", np.exp2(logs).astype(np.float32))
+    links = hierarchy.linkage(logs.reshape(len(logs), -1), "ward", optimal_ordering=True)
+    figure = plotting.sheet_figure(np.exp2(logs), [short_name(arch) for arch in mapped], links)
+    plotting.save_figure(figure, folder / "sheet.png")
+    by_name = {row["architecture"]: row for row in rows if not row["why_not"]}
+    groups: dict[str, list] = {}
+    for arch, row in by_name.items():
+        slope = float(row["band_0"]) / float(row[f"band_{NUM_BANDS - 1}"])
+        groups.setdefault(row["family"], []).append((short_name(arch), slope, float(row["roughness"])))
+    plotting.save_figure(plotting.families_figure(groups), folder / "families.png")
+    for finding, names in FINDINGS.items():
+        maps = {name: (shares_of(found[f"torchvision:{name}"]), {}, {}) for name in names}
+        figure = plotting.prediction_figure(maps, 32)
+        plotting.save_figure(figure, folder / f"{finding}.png")
+    print(f"{len(mapped)} of {len(families)} architectures have a map\ntables and figures: {folder}")
 
 
 @cli.one_line_errors
 def main(argv: list[str] | None = None) -> None:
     """Parse the command line and share the networks among the ranks."""
     parser = cli.ArgumentParser(__doc__)
+    parser.add_argument("--output", type=Path, default=ROOT / "results" / "atlas", help="folder of the atlas")
     parser.add_argument("--arch", help=f"look at this one only, and name the nearest: {cli.ARCH_HELP}")
     cli.add_device_argument(parser)
     args = parser.parse_args(argv)
+    args.arch = args.arch and canonical_name(args.arch)
     distributed.launch(run, args, device=args.device)
 
 

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import directional_bias
 from directional_bias import DATA, LEARNT, ROOT, SIGMA, UNLEARNT, auc, share, variance_along
-from models import build_model, paper_name
+from models import build_model
 from utils import cli, plotting, runs, seeding
 from utils.directions import canonical_frequency, fourier_map
 from utils.last_layer import draw_network, last_linear, network_rows, weight_rms
@@ -166,6 +166,84 @@ def train(rows: list[dict[str, str]], folder: Path, only: str) -> None:
             directional_bias.main([*options, *frequencies])
 
 
+def collect(rows: list[dict[str, str]], folder: Path, output: Path) -> dict[str, dict[tuple[int, int], float]]:
+    """Test accuracy (%) by network and cell: what is new in `folder` goes to accuracies.csv, where the rest is.
+
+    LeNet's are those of results/, in fp32; there each cell is the mean of two mirror images.
+    """
+    path, kept = output / "accuracies.csv", {}
+    for row in runs.read_rows(path, KEYS):
+        kept.setdefault(row["network"], []).append(row)
+    for name in WHOLE | TEN_CELLS:
+        new = runs.read_rows(folder / name / runs.ROWS, KEYS)
+        if len(new) > len(kept.get(name, [])):
+            kept[name] = [{"network": name} | row for row in new]
+    if kept:
+        runs.write_rows(path, [row for name in WHOLE | TEN_CELLS for row in kept.get(name, [])])
+    lenet = runs.mean_and_spread(runs.read_rows(ROOT / "results" / "directional_bias_lenet.csv", KEYS), KEYS)
+    accuracies = {name: {key_of(row): float(row["test_accuracy"]) for row in found} for name, found in kept.items()}
+    cells = [key_of(row) for row in rows if row["network"] == "LeNet"]
+    mirrored = {(y, x): canonical_frequency(y, -x) for y, x in cells}
+    return {"LeNet": {key: (lenet[key][0] + lenet[mirrored[key]][0]) / 2 for key in cells}} | accuracies
+
+
+def key_of(row: dict[str, str]) -> tuple[int, int]:
+    """The frequency of a row."""
+    return int(row["frequency_y"]), int(row["frequency_x"])
+
+
+def passes(values: np.ndarray, accuracies: np.ndarray) -> float:
+    """The value from which accuracy, rising with it (isotonic regression), is above LEARNT; nan if it never passes."""
+    order = np.argsort(values)
+    above = optimize.isotonic_regression(accuracies[order]).x > LEARNT
+    return float(values[order][above.argmax()]) if above.any() and not above.all() else math.nan
+
+
+def summary(rows: list[dict[str, str]], accuracies: dict[tuple[int, int], float]) -> dict[str, str | int]:
+    """How well each predictor ranks the cells of one network; without learnt or unlearnt cells there is no rank."""
+    rows = [row for row in rows if math.isfinite(accuracies.get(key_of(row), math.nan))]
+    accuracy = np.array([accuracies[key_of(row)] for row in rows])
+    learnt, unlearnt = accuracy > LEARNT, accuracy <= UNLEARNT
+    counts = {"cells": len(rows), "learnt": int(learnt.sum()), "unlearnt": int(unlearnt.sum())}
+    counts |= {"lowest": f"{accuracy.min():.1f}", "highest": f"{accuracy.max():.1f}"}
+    scores = {name: np.array([float(row[name]) for row in rows]) for name in PREDICTORS}
+    scores["low_frequency"] = np.array([-math.hypot(*key_of(row)) for row in rows])
+    ranked = learnt.any() and unlearnt.any()
+    aucs = {f"auc_{name}": auc(values[learnt], values[unlearnt]) for name, values in scores.items() if ranked}
+    above = accuracy > UNLEARNT
+    spearman = stats.spearmanr(scores["share"][above], accuracy[above])[0] if above.sum() > 2 else math.nan
+    numbers = {f"auc_{name}": math.nan for name in scores} | aucs | {"spearman_above_chance": spearman}
+    numbers |= {f"{name}_passing": passes(scores[name], accuracy) for name in PREDICTORS}
+    return counts | {name: f"{value:.3g}" if math.isfinite(value) else "" for name, value in numbers.items()}
+
+
+def report(rows: list[dict[str, str]], accuracies: dict[str, dict[tuple[int, int], float]], output: Path) -> None:
+    """Write the table, print it, and draw the maps and the accuracies over the shares."""
+    of = {name: [row for row in rows if row["network"] == name] for name in WHOLE | TEN_CELLS}
+    shares = {name: {key_of(row): float(row["share"]) for row in found} for name, found in of.items()}
+    table = [{"network": name} | summary(of[name], accuracies[name]) for name in of if name in accuracies]
+    runs.write_rows(output / "summary.csv", table)
+    for row in table:
+        print(", ".join(f"{key} {value}" for key, value in row.items() if value != ""))
+    ranked = [float(row["auc_share"]) for row in table if row["auc_share"] and row["network"] in WHOLE]
+    print(f"AUC of the share over {len(ranked)} networks: median {np.median(ranked):.3f}, from {min(ranked):.3f}")
+    columns = {name: (mirror(shares[name]), mirror(accuracies.get(name, {})), {}) for name in WHOLE}
+    plotting.save_figure(plotting.prediction_figure(columns, 32), output / "maps.png")
+    panels = {}
+    for row in table:
+        name = row["network"]
+        pairs = [(shares[name][key], accuracy) for key, accuracy in accuracies[name].items()]
+        panels[f"{name}\nAUC {row['auc_share'] or '–'}"] = np.array(pairs).T
+    labels = {"xlabel": "predicted share", "ylabel": "test accuracy (%)", "xscale": "log", "ylim": (45, 102)}
+    plotting.save_figure(plotting.scatters_figure(panels, **labels), output / "accuracies.png")
+    print(f"tables and figures: {output}")
+
+
+def mirror(values: dict[tuple[int, int], float]) -> dict[tuple[int, int], float]:
+    """The same with each cell's mirror image."""
+    return {canonical_frequency(y, sign * x): value for (y, x), value in values.items() for sign in (1, -1)}
+
+
 @cli.one_line_errors
 def main(argv: list[str] | None = None) -> None:
     """Predict if that has not been done, train if asked, report."""
@@ -179,6 +257,7 @@ def main(argv: list[str] | None = None) -> None:
     rows = runs.read_rows(args.output / "predictions.csv", KEYS)
     if args.train:
         train(rows, ROOT / "runs" / "designs", args.train)
+    report(rows, collect(rows, ROOT / "runs" / "designs", args.output), args.output)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
+from scipy.cluster import hierarchy
 
 from utils.directions import canonical_frequency, frequency_grid
 from utils.runs import replacing
@@ -70,6 +71,44 @@ def prediction_figure(networks: dict[str, tuple[dict, dict, dict]], size: int) -
     return figure
 
 
+def sheet_figure(maps: np.ndarray, names: Sequence[str], links: np.ndarray) -> Figure:
+    """Maps of shares (n, 16, 16) beside the dendrogram of scipy's linkage, both in its order and with its colours."""
+    columns = 8
+    with style.context(STYLE):
+        figure = new_figure(13.0, 12.5)
+        left, right = figure.subfigures(1, 2, width_ratios=(1, 3.2))
+        axes = left.add_subplot()
+        tree = hierarchy.dendrogram(links, orientation="left", labels=list(names), ax=axes, leaf_font_size=7)
+        axes.invert_yaxis()
+        axes.spines[:].set_visible(False)
+        axes.set_xticks([])
+        grid = right.subplots(-(-len(maps) // columns), columns)
+        for panel in grid.flat:
+            panel.set_axis_off()
+        for panel, leaf, color in zip(grid.flat, tree["leaves"], tree["leaves_color_list"], strict=False):
+            image = panel.imshow(maps[leaf], origin="lower", **SHARES)
+            panel.set_title(names[leaf], fontsize=7, color=color, pad=2)
+        label = "share of the gradient's variance: less than its share  ←  1  →  more"
+        right.colorbar(image, ax=grid, location="bottom", shrink=0.5, aspect=40, label=label, extend="both")
+    return figure
+
+
+def families_figure(families: Mapping[str, Sequence[tuple[str, float, float]]]) -> Figure:
+    """One point for each network, (name, preference for low frequencies, roughness), marked by its family."""
+    with style.context(STYLE):
+        figure = new_figure(7.5, 5.2)
+        axes = figure.add_subplot(xscale="log", xlabel="share near zero frequency, by that at the corners")
+        axes.set_ylabel("roughness (standard deviation of log₂ share at equal radius)")
+        for number, (family, points) in enumerate(families.items()):
+            x, y = zip(*[point[1:] for point in points], strict=True)
+            axes.scatter(
+                x, y, s=30, color=f"C{number % 6}", marker="osD^vP*X"[number // 6 * 3 + number % 3], label=family
+            )
+        axes.axvline(1, color="0.8", linewidth=1, zorder=0)
+        axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
 def draw_map(axes: Axes, values: Mapping[tuple[int, int], float], size: int, title: str, **scale: Any) -> AxesImage:
     """Draw values by their canonical frequency over k_y (up) and k_x; cells without one stay grey."""
     coarse = frequency_grid(size)
@@ -121,6 +160,21 @@ def scatter_figure(x: np.ndarray, y: np.ndarray, **labels: Any) -> Figure:
             axes.plot(ends, ends, color="0.7", linewidth=1, zorder=0)
             axes.set_aspect("equal")
         axes.scatter(x, y, s=12, alpha=0.7)
+    return figure
+
+
+def scatters_figure(panels: Mapping[str, tuple[np.ndarray, np.ndarray]], **labels: Any) -> Figure:
+    """Small scatter plots of two quantities (k,), each with its title, on common scales."""
+    with style.context(STYLE):
+        rows = -(-len(panels) // 4)
+        figure = new_figure(9.0, 2.3 * rows)
+        grid = figure.subplots(rows, 4, sharex=True, sharey=True, squeeze=False, subplot_kw=labels)
+        for axes in grid.flat[len(panels) :]:
+            axes.set_axis_off()
+        for axes, (title, (x, y)) in zip(grid.flat, panels.items(), strict=False):
+            axes.scatter(x, y, s=10, alpha=0.7)
+            axes.set_title(title)
+            axes.label_outer()
     return figure
 
 

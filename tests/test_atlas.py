@@ -1,0 +1,98 @@
+"""The atlas of predicted maps, and the designs that put the prediction to a test, at a small size."""
+
+import inspect
+import math
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from models import build_model
+from NADs_scripts import atlas, designs
+from tests.helpers import refusal, rows
+from utils import runs
+from utils.last_layer import last_linear
+
+FEW = {"logreg": "paper", "lenet": "paper", "tests.tiny_networks:nan_head": "tiny"}  # the last takes 8×8 pixels only
+CELLS = [[y, x] for y in range(-16, 15, 2) for x in range(-16, 15, 2)]
+
+
+@pytest.fixture
+def few(tmp_path, monkeypatch):
+    for name, value in {"ROOT": tmp_path, "architectures": lambda: FEW, "FINDINGS": {}}.items():
+        monkeypatch.setattr(atlas, name, value)
+    atlas.main(["--output", str(tmp_path)])
+    return tmp_path
+
+
+def test_atlas_has_a_row_and_a_map_for_each_architecture_and_continues(few, capsys):
+    table = rows(few / "atlas.csv")
+    assert [row["architecture"] for row in table] == list(FEW)
+    assert [bool(row["why_not"]) for row in table] == [False, False, True]
+    maps = np.load(few / "maps.npy", allow_pickle=False)
+    assert maps.shape == (2, 16, 16)
+    np.testing.assert_allclose(maps[0], 1, rtol=1e-3)  # logistic regression has no preference
+    assert float(table[1]["band_0"]) > 3 > float(table[1]["band_7"])
+    assert {path.name for path in few.glob("*.png")} == {"sheet.png", "families.png"}
+    before = {path: path.stat().st_mtime_ns for path in (few / "runs" / "atlas").glob("*.json")}
+    atlas.main(["--output", str(few)])
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert "architectures: 3, 3 of them done" in capsys.readouterr().out
+
+
+def test_atlas_names_the_nearest_by_the_rms_factor(few, capsys):
+    table = [{"architecture": name, "why_not": ""} for name in ("like", "unlike", "logreg")]
+    runs.write_rows(few / "atlas.csv", table)
+    runs.save_array(few / "maps.npy", np.stack([np.full((16, 16), value) for value in (2.0, 8.0, 1.0)]))
+    atlas.main(["--arch", "LogReg", "--output", str(few)])
+    found = re.findall(r"(\w+): its shares differ by a factor of ([\d.]+)", capsys.readouterr().out)
+    assert found == [("like", "2.00"), ("unlike", "8.00")]
+    assert "does not take 1x96x96 images" in refusal(capsys, atlas.main, "--arch", "tests.tiny_networks:nan_head")
+
+
+def test_roughness_is_zero_for_a_map_that_depends_on_the_radius_band_alone():
+    largest = math.hypot(16, 16)
+    shares = [2.0 ** -min(7, int(8 * math.hypot(*cell) / largest)) for cell in CELLS]
+    row = atlas.row_of("lenet", "paper", {"frequencies": CELLS, "shares": shares})
+    assert float(row["roughness"]) == pytest.approx(0, abs=1e-6)
+    assert [float(row[f"band_{band}"]) for band in range(8)] == pytest.approx(
+        [2.0**-band for band in range(8)], rel=1e-3
+    )
+
+
+@pytest.mark.parametrize("design", designs.DESIGNS, ids=lambda design: design.__name__)
+def test_designs_are_short_networks_with_a_linear_layer_of_their_own(design):
+    assert len(inspect.getsource(design).splitlines()) <= 10
+    network = build_model(f"NADs_scripts.designs:{design.__name__}", 1, 2)
+    assert last_linear(network.eval(), torch.zeros(1, 32, 32)).out_features == 2
+
+
+def test_predictors_of_logistic_regression_are_known():
+    """Without a trunk: Δ = I, a share of 1 everywhere, and a signal of n·ε²/(D·σ²)."""
+    directions = torch.stack(list(designs.quarter_map().values())[:5])
+    found = designs.predictors("logreg", directions, num_networks=2)
+    for name, expected in zip(designs.PREDICTORS, (1, 1, 10_000 / (1024 * 9)), strict=True):
+        np.testing.assert_allclose(found[name], expected, rtol=0.01)
+
+
+def test_summary_ranks_and_finds_where_accuracy_passes():
+    cells = [(0, -2 * k) for k in range(8)]
+    table = [{"frequency_y": y, "frequency_x": x} | dict.fromkeys(designs.PREDICTORS, 2.0**x) for y, x in cells]
+    accuracies = dict(zip(cells, (99, 90, 80, 74, 60, 55, 50, 50), strict=True))
+    found = designs.summary(table, accuracies)
+    assert (found["learnt"], found["unlearnt"]) == (3, 3)
+    assert found["auc_share"] == found["auc_low_frequency"] == "1"
+    assert float(found["share_passing"]) == 2.0**-4 and found["spearman_above_chance"] == "1"
+    nothing = designs.summary(table, dict.fromkeys(cells, 50.0))
+    assert nothing["auc_share"] == nothing["share_passing"] == ""
+
+
+def test_designs_script_reports_what_is_in_results(tmp_path, monkeypatch, capsys):
+    for name in ("predictions.csv", "accuracies.csv"):
+        (tmp_path / name).write_bytes((designs.ROOT / "results" / "designs" / name).read_bytes())
+    before = (tmp_path / "accuracies.csv").read_text()
+    designs.main(["--output", str(tmp_path)])
+    assert "AUC of the share" in capsys.readouterr().out
+    assert (tmp_path / "accuracies.csv").read_text() == before
+    assert (tmp_path / "maps.png").exists() and (tmp_path / "accuracies.png").exists()
