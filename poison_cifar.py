@@ -9,7 +9,7 @@ needs nothing else to fit the training set, and fails on the clean test set.
 
 Expect a clean test accuracy (%) that is the lower, the better the network sees the NAD:
 
-    published: ResNet-18   17.5 at NAD 0, 44 at 20, 80 at 400; unpoisoned 89, flipped 58 (not run here in full)
+    published: ResNet-18   17.5 at NAD 0, 44 at 20, 80 at 400; unpoisoned 89, flipped 58 (none of it seen here)
                LeNet       unpoisoned 69, flipped 48
     seen here: LeNet       32.6 at NAD 0, 67 from 30 on; unpoisoned 67.4, flipped 48.3 (JPEG images, one training each)
 

@@ -3,7 +3,8 @@
     python NADs_scripts/compare.py A_NADs.npy B_NADs.npy
 
 Overlap is 1 for the same subspace and k/D by chance. Where both spectra (A_eigenvals.npy) lie beside the files, it
-also prints the correlation of log variances of A along B's rows, and the median ratio of singular values, A by B.
+also prints the correlation of log variances of A along B's rows, and the ratios of singular values, A by B: median and
+range over all. With --table the same goes into a row of a CSV file.
 """
 
 import sys
@@ -13,8 +14,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils import cli
-from utils.covariance import NADs, log_variance_correlation, median_singular_value_ratio, subspace_overlap
+from utils import cli, runs
+from utils.covariance import NADs, log_variance_correlation, singular_value_ratios, subspace_overlap
 from utils.directions import load_array, load_nads
 
 SIZES = (1, 5, 20, 50, 100, 200, 500)
@@ -34,19 +35,30 @@ def load_with_spectrum(path: Path, dimension: int) -> NADs:
 
 @cli.one_line_errors
 def main(argv: list[str] | None = None) -> None:
-    """Print the comparison."""
+    """Print the comparison, and add it to a table."""
     parser = cli.ArgumentParser(__doc__)
     parser.add_argument("a", type=Path, help="file of NADs")
     parser.add_argument("b", type=Path, help="file of NADs to compare with")
+    parser.add_argument("--table", type=Path, help="CSV file to add a row to")
     args = parser.parse_args(argv)
     dimension = (load_array(args.a).shape or (0,))[-1]
     a, b = (load_with_spectrum(path, dimension) for path in (args.a, args.b))
+    row = {"a": args.a, "b": args.b.name}
     for k in (k for k in SIZES if k <= dimension):
         overlap = subspace_overlap(a.directions, b.directions, k)
+        row[f"overlap_{k}"] = f"{overlap:.4f}"
         print(f"overlap of the first {k:3d}: {overlap:.3f} (by chance {k / dimension:.3f})")
     if len(a.singular_values) and len(b.singular_values):
-        print(f"correlation of log variances along B: {log_variance_correlation(a, b):.4f}")
-        print(f"median ratio of singular values:      {median_singular_value_ratio(a, b):.3f}")
+        ratios = singular_value_ratios(a, b)
+        found = {"log_variances": log_variance_correlation(a, b), "median_ratio": np.median(ratios)}
+        found |= {"smallest_ratio": ratios.min(), "largest_ratio": ratios.max()}
+        row |= {name: f"{value:.4f}" for name, value in found.items()}
+        row |= {"first": f"{a.singular_values[0]:.5g}", "last": f"{a.singular_values[len(ratios) - 1]:.5g}"}
+        print(f"correlation of log variances along B: {row['log_variances']}")
+        print(f"median ratio of singular values:      {found['median_ratio']:.3f}")
+        print(f"range of these ratios:                {ratios.min():.3f} to {ratios.max():.3f}")
+    if args.table:
+        runs.append_row(args.table, row)
 
 
 if __name__ == "__main__":

@@ -70,7 +70,7 @@ def main(argv: list[str] | None = None) -> None:
         found = np.stack([kept(folder, arch, pooling, seed, num_networks, directions) for seed in seeds])
         best = share(*np.split(found.reshape(-1, len(images) + 1), [-1], 1), 1024)
         accuracies, published = measured_map(arch, pooling), {}
-        if args.published and pooling and arch in args.published.read_text().splitlines()[0].split(","):
+        if args.published and pooling and arch in runs.published_rows(args.published)[0]:
             rows = runs.read_published(args.published, KEYS, arch)
             published = {canonical_frequency(*index): accuracy for index, accuracy in rows}
         name = paper_name(arch) + ("" if pooling else " without pooling")

@@ -4,7 +4,8 @@
 
 The spectrum of a sample is wider than that of the covariance it is drawn from: its small values are too small. The
 authors' is that of 5,000 or 10,000 gradients, the one in NADs/ is nearly free of this. So as many Gaussian vectors are
-drawn with the covariance in NADs/, and their singular values are set beside the published ones.
+drawn with the covariance in NADs/, and their singular values are set beside the published ones: the first and the last,
+and with --published, a folder of their files (LeNet_eigenvals.npy and so on), the range of the ratios over all.
 """
 
 import sys
@@ -45,6 +46,7 @@ def sampled_spectrum(singular_values: np.ndarray, number: int, seed: int = 0) ->
 def main(argv: list[str] | None = None) -> None:
     """Print and write the table: published values, by those of the covariance and by those of its sample."""
     parser = cli.ArgumentParser(__doc__)
+    parser.add_argument("--published", type=Path, help="folder of the authors' spectra, as many as there are")
     parser.add_argument("--output", type=Path, default=ROOT / "results", help="folder")
     args = parser.parse_args(argv)
     rows = []
@@ -56,6 +58,12 @@ def main(argv: list[str] | None = None) -> None:
             exact = values[place] * np.sqrt((number - 1) / AUTHORS_SCALE)
             row |= {f"{end}_published": value, f"{end}_published_by_exact": f"{value / exact:.3f}"}
             row[f"{end}_published_by_sampled"] = f"{value / sampled[place]:.3f}"
+        row |= {f"{end}_of_all_by_sampled": "" for end in ("smallest", "largest")}
+        if args.published and (file := args.published / f"{name}_eigenvals.npy").is_file():
+            theirs = load_array(file)
+            ratios = theirs / sampled[: len(theirs)]
+            ends = {"smallest": ratios.min(), "largest": ratios.max()}
+            row |= {f"{end}_of_all_by_sampled": f"{ratio:.3f}" for end, ratio in ends.items()}
         rows.append(row)
         print(", ".join(f"{key} {value}" for key, value in row.items()))
     args.output.mkdir(parents=True, exist_ok=True)

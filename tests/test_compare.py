@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from nad_computation import compute_nads
-from NADs_scripts import compare, step_effect
+from NADs_scripts import compare, sampling_effect, step_effect
 from NADs_scripts.sampling_effect import sampled_spectrum
 from tests.helpers import refusal, rows
 
@@ -25,12 +25,20 @@ def save(folder, name, directions, values=None):
 @pytest.mark.parametrize(("rows_a", "rows_b", "values_b"), [(64, 64, 64), (64, 63, 63), (63, 63, 63), (63, 63, 64)])
 def test_a_file_agrees_with_itself_scaled_also_with_a_row_less(tmp_path, capsys, rows_a, rows_b, values_b):
     a = save(tmp_path, "A", basis()[:rows_a], SPECTRUM[:rows_a])
-    compare.main([a, save(tmp_path, "B", basis()[:rows_b], 2 * SPECTRUM[:values_b])])
-    lines = capsys.readouterr().out.splitlines()
+    b, table = save(tmp_path, "B", basis()[:rows_b], 2 * SPECTRUM[:values_b]), tmp_path / "table.csv"
+    for _ in range(2):
+        compare.main([a, b, "--table", str(table)])
+    lines = capsys.readouterr().out.splitlines()[:7]
     assert [line.split(":")[0] for line in lines[:4]] == [f"overlap of the first {k:3d}" for k in (1, 5, 20, 50)]
     assert all(": 1.000 (by chance" in line for line in lines[:4])
-    ratio = "median ratio of singular values:      0.500"
-    assert lines[4:] == ["correlation of log variances along B: 1.0000", ratio]
+    median, spread = (
+        "median ratio of singular values:      0.500",
+        "range of these ratios:                0.500 to 0.500",
+    )
+    assert lines[4:] == ["correlation of log variances along B: 1.0000", median, spread]
+    row = rows(table)[1]
+    assert row == rows(table)[0] and (row["a"], row["b"], row["overlap_50"]) == (a, "B_NADs.npy", "1.0000")
+    assert {row["smallest_ratio"], row["median_ratio"], row["largest_ratio"]} == {"0.5000"} and row["first"] == "2"
 
 
 def test_all_sizes_of_the_papers_images_are_compared_and_without_both_spectra_only_the_overlap(tmp_path, capsys):
@@ -65,6 +73,17 @@ def test_a_sample_of_a_flat_spectrum_has_the_edges_of_marchenko_and_pastur():
     edges = np.sqrt(number * variance) * (1 + np.array([1, -1]) * (dimension / number) ** 0.5)
     np.testing.assert_allclose(values[[0, -1]], edges, rtol=0.03)
     assert np.sqrt(np.mean(values**2)) == pytest.approx(np.sqrt(number * variance), rel=0.01)
+
+
+def test_the_whole_spectrum_is_compared_where_there_is_a_published_one(tmp_path):
+    shipped = np.load(sampling_effect.ROOT / "NADs" / "LeNet_eigenvals.npy")
+    np.save(tmp_path / "LeNet_eigenvals.npy", sampled_spectrum(shipped, 10_000)[:1023] * np.linspace(0.9, 1.1, 1023))
+    sampling_effect.main(["--published", str(tmp_path), "--output", str(tmp_path)])
+    ends = [
+        (row["smallest_of_all_by_sampled"], row["largest_of_all_by_sampled"])
+        for row in rows(tmp_path / "sampling_effect.csv")
+    ]
+    assert ends == [("0.900", "1.100"), ("", ""), ("", ""), ("", "")]
 
 
 def test_the_exact_gradient_is_the_limit_of_a_small_step_and_not_the_step_of_100():

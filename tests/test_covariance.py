@@ -10,9 +10,9 @@ from utils.covariance import (
     GradientSum,
     NADs,
     log_variance_correlation,
-    median_singular_value_ratio,
     nads_from_covariance,
     share_of_variance,
+    singular_value_ratios,
     subspace_overlap,
 )
 
@@ -143,6 +143,6 @@ def test_a_spectrum_agrees_with_any_multiple_of_itself_also_where_the_last_direc
     basis, values = random_basis(16), np.array([*np.geomspace(1, 1e-2, 14), 0, 0])  # two directions without variance
     a, b = NADs(basis[:rows_a], values[:rows_a]), NADs(basis[:rows_b], 2 * values[:rows_b])
     assert log_variance_correlation(a, b) == pytest.approx(1)
-    assert median_singular_value_ratio(a, b) == pytest.approx(0.5)
+    assert singular_value_ratios(a, b) == pytest.approx(0.5)
     whole = NADs(basis, values[:rows_b])  # as the loader gives them: all directions, perhaps one singular value less
     assert log_variance_correlation(whole, whole) == pytest.approx(1)

@@ -155,6 +155,8 @@ def test_a_map_compared_with_itself_agrees(tmp_path, capsys):
     start(tmp_path, "--published", published(tmp_path / "own.csv", own, end=""))
     said = "against own.csv, 10 of its rows: Pearson 1.000, Spearman 1.000, mean absolute difference 0.00 points"
     assert said in capsys.readouterr().out and (tmp_path / "published.png").stat().st_size > 1000
+    values = {"rows": "10", "pearson": "1.0000", "spearman": "1.0000", "mean_absolute_difference": "0.000"}
+    assert rows(tmp_path / "published.csv") == [values]
 
 
 FOUR = {(-2, 2): 60, (2, 2): 70, (0, 0): 80, (0, 2): 57, (-4, -4): "", (4, 1): 99}

@@ -118,6 +118,21 @@ def test_a_run_is_open_once_at_a_time_here_and_in_other_processes(tmp_path):
     enter(tmp_path)
 
 
+# --- Published numbers
+
+
+def test_the_authors_own_files_are_read_as_they_are(tmp_path):
+    (path := tmp_path / "dft_accuracies.csv").write_text("x,y,acc_lr,acc_ln,acc_vgg\n0,15,100,50.5,\n8,8,100,80,60\n")
+    keys = ("frequency_y", "frequency_x")
+    assert runs.read_published(path, keys, "lenet") == [((14, -16), 50.5), ((0, 0), 80.0)]
+    assert runs.read_published(path, keys, "vgg11") == [((0, 0), 60.0)]
+    with pytest.raises(ValueError, match="numbers in columns frequency_y, frequency_x, resnet18"):
+        runs.read_published(path, keys, "resnet18")
+    (path := tmp_path / "nads.csv").write_text("index,acc_ln,eig_ln,acc_dn\n3,97.5,0.1,\n7,,0.05,60\n")
+    assert runs.read_published(path, ("nad_index",), "lenet") == [((3,), 97.5)]
+    assert runs.read_published(path, ("nad_index",), "densenet121") == [((7,), 60.0)]
+
+
 # --- Items
 
 

@@ -120,8 +120,8 @@ def log_variance_correlation(a: NADs, b: NADs) -> float:
     return float(np.corrcoef(logs[0][finite], logs[1][finite])[0, 1])
 
 
-def median_singular_value_ratio(a: NADs, b: NADs) -> float:
-    """The median over i of A's i-th singular value by B's."""
+def singular_value_ratios(a: NADs, b: NADs) -> np.ndarray:
+    """A's i-th singular value by B's, as far as both reach, where B's is not zero."""
     n = min(len(a.singular_values), len(b.singular_values))
     positive = b.singular_values[:n] > 0
-    return float(np.median(a.singular_values[:n][positive] / b.singular_values[:n][positive]))
+    return a.singular_values[:n][positive] / b.singular_values[:n][positive]

@@ -25,6 +25,10 @@ from utils import distributed
 
 ROWS = "accuracies.csv"  # in a run's folder
 CHECKPOINT_SECONDS = 50  # between two checkpoints of the same work
+# The columns of the paper's authors, in dft_accuracies.csv and nads.csv, by their names here.
+AUTHORS_COLUMNS = {"frequency_y": "y", "frequency_x": "x", "nad_index": "index"}
+AUTHORS_COLUMNS |= {"logreg": "acc_lr", "lenet": "acc_ln", "vgg11": "acc_vgg"}
+AUTHORS_COLUMNS |= {"resnet18": "acc_rn", "densenet121": "acc_dn"}
 
 
 @contextlib.contextmanager
@@ -225,7 +229,7 @@ def print_diverged(folder: Path, rows: list[dict[str, str]], keys: Sequence[str]
 def read_published(path: Path, keys: Sequence[str], column: str) -> list[tuple[tuple[int, ...], float]]:
     """The numbers in a column of somebody's CSV file that are not empty, each after the keys of its row."""
     try:
-        rows = list(csv.DictReader(path.read_text().splitlines()))
+        rows = published_rows(path)
         found = [(tuple(int(row[key]) for key in keys), float(row[column])) for row in rows if row[column]]
         if not found:
             raise ValueError("it has none")
@@ -235,6 +239,16 @@ def read_published(path: Path, keys: Sequence[str], column: str) -> list[tuple[t
             f"{path} is not a CSV file with numbers in columns {', '.join((*keys, column))} "
             f"({type(error).__name__}: {error})"
         ) from None
+
+
+def published_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of somebody's CSV file; the authors' with the columns here, and frequencies for their cells 0 to 15."""
+    rows = list(csv.DictReader(path.read_text().splitlines()))
+    for row in rows:
+        for ours, theirs in AUTHORS_COLUMNS.items():
+            if theirs in row and ours not in row:
+                row[ours] = str(2 * int(row[theirs]) - 16) if theirs in ("x", "y") else row[theirs]
+    return rows
 
 
 def read_rows(path: Path, keys: Sequence[str] = ()) -> list[dict[str, str]]:

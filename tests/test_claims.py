@@ -1,0 +1,143 @@
+"""Each number under “here” in the README's tables is that of a file in results/ or NADs/, rounded as it stands."""
+
+import json
+import re
+from decimal import Decimal
+from itertools import product
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from tests import helpers
+from tests.helpers import ROOT
+from utils import runs
+from utils.directions import canonical_frequency, frequency_grid
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+KEYS = ("frequency_y", "frequency_x")
+
+
+def table_of(text, first):
+    """The rows, as lists of cells, of the table whose header begins with the cell `first`."""
+    lines = text.split(f"\n| {first} |")[1].split("\n\n")[0].splitlines()[2:]
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
+
+
+def says(text, values):
+    """Whether the numbers in a text (not that in a name like bf16) are these values, rounded as they stand there."""
+    found = re.findall(r"(?<!\w)[−+-]?\d+(?:\.\d+)?(?:e-?\d+)?", text)
+    numbers = [Decimal(number.replace("−", "-")) for number in found]
+    halves = [0.501 * 10.0 ** number.as_tuple().exponent for number in numbers]
+    return len(numbers) == len(values) and all(np.abs(np.array(numbers, float) - values) < halves)
+
+
+def rows(name):
+    return helpers.rows(ROOT / "results" / f"{name}.csv")
+
+
+def column(name, key="test_accuracy"):
+    return np.array([float(row[key]) for row in rows(name)])
+
+
+def pick(name, first, *keys):
+    """Values of the one row of a table whose first column ends so."""
+    (row,) = (row for row in rows(name) if next(iter(row.values())).endswith(first))
+    return [float(row[key]) for key in keys]
+
+
+def on_map(name):
+    """Accuracies at those of the map's 256 cells that were trained."""
+    means = runs.mean_and_spread(rows(f"directional_bias_{name}"), KEYS)
+    cells = (canonical_frequency(*cell) for cell in product(frequency_grid(32), repeat=2))
+    return np.array([means[cell][0] for cell in cells if cell in means])
+
+
+def ablation(name):
+    values = on_map(f"lenet_{name}")
+    return [len(values), len(rows(f"directional_bias_lenet_{name}")), values.mean(), values.min()]
+
+
+def part(name):
+    """Of the 81 cells but for mirror images: how many, lowest at, highest at, how many ≥ 90 %, how many < 55 %."""
+    folded = [row | {key: abs(int(row[key])) for key in KEYS} for row in rows(f"directional_bias_{name}_bf16")]
+    means = {cell: mean for cell, (mean, _, _) in runs.mean_and_spread(folded, KEYS).items()}
+    low, high = min(means, key=means.get), max(means, key=means.get)
+    learnt, chance = sum(mean >= 90 for mean in means.values()), sum(mean < 55 for mean in means.values())
+    return [len(means), 81, means[low], *low, means[high], *high, learnt, 90, chance, 55]
+
+
+def along_nads(name):
+    curve = pick(f"{name}_published", "", "spearman", "mean_absolute_difference")
+    return [stats.spearmanr(column(name, "nad_index"), column(name))[0], len(rows(name)), *curve]
+
+
+def here():
+    """The numbers in the cell “here” of the reproduction table, by the first cell of the row."""
+    six = ("first", "last", "smallest_ratio", "largest_ratio", "log_variances", "overlap_100")
+    ours, vgg11, sampled = (
+        pick("published_comparison", f"{file}_NADs.npy", *six) for file in ("NADs/LeNet", "VGG11", "sampled/LeNet")
+    )
+    bf16, fp32 = (runs.mean_and_spread(rows(f"precision_lenet_{name}"), KEYS) for name in ("bf16", "fp32"))
+    shift, noise = [bf16[cell][0] - fp32[cell][0] for cell in fp32], np.mean([noise for _, noise, _ in fp32.values()])
+    (logreg, lenet), files = map(on_map, ("logreg", "lenet")), sorted((ROOT / "NADs").glob("*_eigenvals.npy"))
+    spectra = {file.name.split("_")[0]: np.load(file).astype(float) for file in files}
+    ends = {name: values[[0, 1022]] for name, values in spectra.items()}
+    errors = ("", "pearson", "mean_absolute_difference")
+    inside = ("smallest_of_all_by_sampled", "largest_of_all_by_sampled")
+    outside = ("first_published_by_sampled", "last_published_by_sampled")
+    return {
+        "LogReg: mean, range": [logreg.mean(), logreg.min(), logreg.max()],
+        "LeNet: mean, range": [lenet.mean(), lenet.min(), lenet.max()],
+        "LeNet: cells ≥ 90 %, cells < 55 %": [sum(lenet >= 90), sum(lenet < 55)],
+        "LeNet: correlation with the published map; mean difference": pick("directional_bias_lenet_published", *errors),
+        "VGG-11 (bn): mean, range, cells ≥ 90 %, < 55 %": part("vgg11"),
+        "ResNet-18: mean, range, cells ≥ 90 %, < 55 %": part("resnet18"),
+        "bf16 against fp32, LeNet at six cells, three seeds each": [np.mean(shift), min(shift), max(shift), noise],
+        "LeNet without pooling, σ = 1": ablation("nopooling_sigma1"),
+        "the same with pooling": ablation("sigma1"),
+        "the same without pooling at σ = 3": ablation("nopooling"),
+        "LogReg": ends["LogReg"],
+        "LogReg: rms": [np.sqrt(np.mean(spectra["LogReg"] ** 2))],
+        "LeNet; all 1,023 by the published": [*ends["LeNet"], *ours[2:4]],
+        "LeNet: log variances along the published NADs; overlap at k = 100": ours[4:],
+        "LeNet by the paper's protocol: the same six": sampled,
+        "VGG-11 (bn); all 1,023 by the published": [*ends["VGG11"], *vgg11[2:4]],
+        "VGG-11 (bn): log variances along the published NADs; overlap at k = 100": vgg11[4:],
+        "ResNet-18 (√2 × published)": ends["ResNet18"],
+        "DenseNet-121": ends["DenseNet121"],
+        "LeNet: all published values by those of a sample of ours": pick("sampling_effect", "LeNet", *inside),
+        "VGG-11 (bn): the same": pick("sampling_effect", "VGG11", *inside),
+        "ResNet-18: the same, first and last alone": pick("sampling_effect", "ResNet18", *outside),
+        "DenseNet-121: the same, first and last alone": pick("sampling_effect", "DenseNet121", *outside),
+        "LeNet, NADs by the paper's protocol": along_nads("nad_accuracies_lenet_sampled"),
+        "LeNet, the NADs in `NADs/`": along_nads("nad_accuracies_lenet"),
+        "LeNet: original → flipped": [*column("original_lenet"), *column("flip_lenet")],
+        "LeNet poisoned at 0, 10, 30, 100, 200, 400, 800": column("poison_lenet"),
+    }
+
+
+def test_the_numbers_of_the_reproduction_table_are_those_of_the_files():
+    table = [row for row in table_of(README, "what") if not row[0].startswith("**")]
+    assert all(len(row) == 5 and row[3] in ("✓", "≈", "◔", "–", "") for row in table)
+    said = {row[0]: row[2] for row in table if row[2] and not row[2].endswith("(measured earlier)")}
+    found = here()
+    assert said.keys() == found.keys() and len({row[0] for row in table}) == len(table)
+    assert not [(what, cell, found[what]) for what, cell in said.items() if not says(cell, found[what])]
+
+
+@pytest.mark.parametrize(("file", "first"), [("README.md", "architecture"), ("NADs/README.md", "file")])
+def test_the_numbers_of_the_tables_of_nads_are_those_of_their_json(file, first):
+    table = table_of((ROOT / file).read_text(encoding="utf-8"), first)
+    assert len(table) == 5
+    for *_, name, _, estimator, num_networks, agreement in table:
+        about = json.loads((ROOT / "NADs" / name.strip("`")).with_suffix(".json").read_text())
+        assert (estimator, num_networks) == (about["estimator"], f"{about['num_networks']:,}")
+        assert says(agreement, [about["agreement"]["split_half_overlap"]]) and about["agreement"]["k"] == 100
+
+
+def test_the_numbers_in_where_it_differs_are_those_of_the_files():
+    said, along = " ".join(README.split()), column("nad_accuracies_lenet_published_nads")
+    flipped, original = (column(f"{name}_lenet", "train_accuracy").item() for name in ("flip", "original"))
+    assert "it gives {:.1f} and {:.1f} (published".format(*along) in said
+    assert f"{flipped:.1f} % training accuracy" in said and f"against {original:.1f} for the original" in said
