@@ -75,7 +75,7 @@ def sheet_figure(maps: np.ndarray, names: Sequence[str], links: np.ndarray) -> F
     """Maps of shares (n, 16, 16) beside the dendrogram of scipy's linkage, both in its order and with its colours."""
     columns = 8
     with style.context(STYLE):
-        figure = new_figure(13.0, 12.5)
+        figure = new_figure(13.0, 1.1 * -(-len(maps) // columns) + 1.0)
         left, right = figure.subfigures(1, 2, width_ratios=(1, 3.2))
         axes = left.add_subplot()
         tree = hierarchy.dendrogram(links, orientation="left", labels=list(names), ax=axes, leaf_font_size=7)
