@@ -3,7 +3,8 @@
     python docs/make_page.py
 
 What is in results/ and NADs/ goes, as JSON, into docs/template.html. A number stands there as in its file; only the
-shares of the atlas and the singular values, which no table has, are rounded, to four digits. What has no file is left out.
+shares of the atlas and the singular values, which no table has, are rounded, to four digits. What has no file is left
+out.
 """
 
 import base64

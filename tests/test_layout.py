@@ -84,5 +84,6 @@ def test_the_formatter_decides_the_layout_without_exceptions():
 
 
 def test_what_must_be_read_to_trust_a_number_is_small():
-    counts = {p: len(p.read_text(encoding="utf-8").splitlines()) for p in OWN_FILES if room(p) not in ("benchmarks", "docs")}
+    counted = [path for path in OWN_FILES if room(path) not in ("benchmarks", "docs")]
+    counts = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in counted}
     assert sum(counts.values()) <= MAX_LINES, sorted(counts.items(), key=lambda item: -item[1])[:5]
