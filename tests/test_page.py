@@ -181,7 +181,7 @@ def test_a_browser_moves_types_clicks_and_finds_no_error(browser, made, tmp_path
     find("#search-a").send_keys("no such", Keys.ENTER)
     assert "no such" in find("#said-a").text
     find("#search-a").clear()
-    find("#search-a").send_keys("resnet18", Keys.ENTER)
+    find("#search-a").send_keys("ResNet18", Keys.ENTER)
     assert find("#h-a").text == "ResNet18"
     find('[name=side][value="b"]').click()
     find('.tile[data-name="VGG11"]').click()
@@ -203,11 +203,12 @@ def test_a_browser_moves_types_clicks_and_finds_no_error(browser, made, tmp_path
     browser.get(kept)
     assert (find("#h-a").text, find("#h-b").text, find("#sigma-value").text) == ("ResNet18", "VGG11", "σ = 0")
     resize(browser, 400)
-    assert browser.execute_script("return document.documentElement.scrollWidth") <= 400
+    wait_for(lambda: browser.execute_script("return document.documentElement.scrollWidth") <= 400)
     assert browser.get_log("browser") == []
 
     if os.environ.get("SCREENSHOT"):
         resize(browser, 1400)
         browser.get("about:blank")
-        browser.get(f"{url}#a=lenet&b=resnet18&k=-2,-2&s=0.1")
+        browser.get(f"{url}#a=lenet&b=resnet18&k=-2,-2&s=0.03")
+        browser.execute_script("scrollTo(0, document.querySelector('#explore').offsetTop - 4)")
         browser.save_screenshot(os.environ["SCREENSHOT"])
