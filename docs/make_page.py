@@ -139,7 +139,7 @@ def nads(results: Path) -> dict[str, dict]:
         chosen = rows[indices]
         scaled = np.round(127 * chosen / np.abs(chosen).max(axis=1, keepdims=True)).astype(np.int8)
         found[path.stem.removesuffix("_NADs")] = {
-            **{key: about[key] for key in ("arch", "estimator", "num_networks", "step")},
+            **{key: about[key] for key in ("arch", "estimator", "num_networks")},
             "file": f"NADs/{path.name}",
             "command": f"python NADs_scripts/{about['versions']['command'].split()[0]}",
             "indices": indices,
