@@ -4,10 +4,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 from matplotlib import style
 from matplotlib.axes import Axes
-from matplotlib.colors import LogNorm
+from matplotlib.colors import LogNorm, to_hex
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from scipy.cluster import hierarchy
@@ -17,6 +18,7 @@ from utils.runs import replacing
 
 STYLE = Path(__file__).with_name("figures.mplstyle")
 SHARES = {"norm": LogNorm(1 / 16, 16, clip=True), "cmap": "RdBu_r"}  # white at 1, the same for all networks
+ACCURACIES = {"vmin": 50, "vmax": 100}  # %, in the style's own colours
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -31,11 +33,22 @@ def save_figure(figure: Figure, path: Path) -> None:
         figure.savefig(temporary, format="png")
 
 
+def style_colors() -> dict[str, Any]:
+    """The figures' colours as #rrggbb, for what is drawn elsewhere: each scale's ends with its 256, and the lines'."""
+    with style.context(STYLE):
+        line_colors = matplotlib.rcParams["axes.prop_cycle"].by_key()["color"]
+        ends = {"shares": (SHARES["norm"].vmin, SHARES["norm"].vmax), "accuracies": tuple(ACCURACIES.values())}
+        maps = {"shares": SHARES["cmap"], "accuracies": matplotlib.rcParams["image.cmap"]}
+    scales = {name: [to_hex(matplotlib.colormaps[maps[name]](level)) for level in range(256)] for name in maps}
+    scales = {name: {"ends": ends[name], "colors": "".join(colors)} for name, colors in scales.items()}
+    return scales | {"lines": [to_hex(color) for color in line_colors]}
+
+
 def accuracy_map_figure(accuracies: Mapping[tuple[int, int], float], size: int, title: str) -> Figure:
     """The map of test accuracy (%) by frequency, as published: DC in the middle, 50–100 %; gaps stay grey."""
     with style.context(STYLE):
         figure = new_figure(4.6, 3.9)
-        image = draw_map(figure.add_subplot(), accuracies, size, title, vmin=50, vmax=100)
+        image = draw_map(figure.add_subplot(), accuracies, size, title, **ACCURACIES)
         figure.colorbar(image, label="test accuracy (%)", extend="min")
     return figure
 
@@ -61,7 +74,7 @@ def prediction_figure(networks: dict[str, tuple[dict, dict, dict]], size: int) -
         grid = figure.subplots(len(kinds), len(networks), squeeze=False)
         for column, (name, maps) in enumerate(networks.items()):
             for row, kind in enumerate(kinds):
-                scale = SHARES if kind == 0 else {"vmin": 50, "vmax": 100}
+                scale = SHARES if kind == 0 else ACCURACIES
                 title = name.replace(" without", "\nwithout") if row == 0 else ""
                 image = draw_map(grid[row, column], maps[kind], size, title, **scale)
                 grid[row, column].set(xlabel="", ylabel=labels[kind] if column == 0 else "", xticks=[], yticks=[])

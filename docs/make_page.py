@@ -1,0 +1,192 @@
+"""docs/index.html: the atlas to look at and to click through, one file that asks for nothing from elsewhere.
+
+    python docs/make_page.py
+
+What is in results/ and NADs/ goes, as JSON, into docs/template.html. A number stands there as in its file; only the
+shares of the atlas and the singular values, which no table has, are rounded, to four digits. What has no file is left
+out.
+"""
+
+import base64
+import json
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+from scipy.cluster import hierarchy
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from directional_bias import DATA, ROOT, SIGMA
+from models import canonical_name
+from NADs_scripts import designs
+from NADs_scripts.atlas import short_name
+from poison_cifar import EPSILON
+from utils import cli, plotting, runs
+from utils.directions import canonical_frequency, frequency_grid, load_array
+
+KEYS = ("frequency_y", "frequency_x")
+GRID = [(y, x) for y in frequency_grid(32) for x in frequency_grid(32)]  # the order of all maps in the page
+FIRST, EVERY, NEAREST = 64, 16, 5  # the first NADs and every 16th after them; the architectures most like one
+CURVES = {"": "the NADs of NADs/", "_sampled": "NADs by the paper's protocol", "_published_nads": "the published NADs"}
+# A file's command, where the table of results/README.md has none.
+OTHERWISE = {"atlas/atlas.csv": "atlas.py", "designs/predictions.csv": "designs.py"}
+OTHERWISE |= {"designs/accuracies.csv": "designs.py --train all"}
+
+
+def commands(results: Path) -> list[list[str]]:
+    """Rows (files, command) of results/README.md, and of what it lacks; a number in the page is linked to one."""
+    readme = results / "README.md"
+    text = readme.read_text(encoding="utf-8") if readme.exists() else ""
+    rows = [list(row) for row in re.findall(r"^\| (`[^|]+) \| ([^|]+) \|", text, re.MULTILINE)]
+    others = {file: f"`python NADs_scripts/{script}`" for file, script in OTHERWISE.items()}
+    return rows + [[f"`{file}`", command] for file, command in others.items() if f"`{file}`" not in text]
+
+
+def on_map(values: dict[tuple[int, int], float], digits: int = 6) -> str:
+    """Values by canonical frequency in the order of GRID, blanks between, “-” where there is none."""
+    cells = [values.get(canonical_frequency(*cell)) for cell in GRID]
+    return " ".join("-" if value is None else f"{value:.{digits}g}" for value in cells)
+
+
+def means(rows: list[dict[str, str]], *keys: str) -> dict:
+    """Test accuracy by the rows' keys."""
+    return {index: mean for index, (mean, _, _) in runs.mean_and_spread(rows, keys).items()}
+
+
+def by_network(path: Path) -> dict[str, list[dict[str, str]]]:
+    """The rows of a table by its column “network”."""
+    rows = runs.read_rows(path)
+    return {name: [row for row in rows if row["network"] == name] for name in dict.fromkeys(r["network"] for r in rows)}
+
+
+def predicted(results: Path) -> dict[str, dict]:
+    """What has a predicted map, by its short name: the atlas, the networks of the prediction, the designs."""
+    entries: dict[str, dict] = {}
+    rows = [row for row in runs.read_rows(results / "atlas" / "atlas.csv") if not row["why_not"]]
+    maps = load_array(results / "atlas" / "maps.npy") if rows else []
+    for row, values in zip(rows, maps, strict=True):
+        facts = {key: row[key] for key in row if key not in ("architecture", "seconds", "why_not") and row[key]}
+        found = {"shares": on_map(dict(zip(GRID, values.flat, strict=True)), 4), "file": "atlas/atlas.csv"}
+        entries[short_name(row["architecture"])] = {"id": row["architecture"], "facts": facts, "atlas": True} | found
+    for file in ("prediction/maps.csv", "designs/predictions.csv"):
+        known = set(entries)
+        for name, of_network in by_network(results / file).items():
+            if name not in known:
+                arch, _, variant = name.partition(" ")
+                arch = (designs.TEN_CELLS | designs.WHOLE).get(arch) or canonical_name(arch)
+                shares = {designs.key_of(row): float(row["share"]) for row in of_network}
+                about = {"about": getattr(designs, name).__doc__} if arch.startswith("NADs_scripts") else {}
+                found = {"shares": on_map(designs.mirror(shares) if "designs" in file else shares), "file": file}
+                id_ = f"{arch}-{variant.replace(' ', '-')}" if variant else arch
+                entries[name] = {"id": id_, "atlas": not (rows or variant or about)} | about | found
+    return entries
+
+
+def add_measured(entries: dict[str, dict], results: Path) -> None:
+    """Add to each entry its maps of accuracy by training, where there are any."""
+    by_id = {entry["id"]: entry for entry in entries.values()}
+    pattern = r"directional_bias_([a-z\d]+?)(_nopooling)?(?:_sigma([\d.]+))?(_bf16)?"
+    sources = []
+    for path in sorted(results.glob("directional_bias_*.csv")):
+        if match := re.fullmatch(pattern, path.stem):
+            arch, no_pooling, sigma, bf16 = match.groups()
+            published = runs.read_rows(path.with_name(f"{path.stem}_published.csv"))
+            entry = by_id.get(f"{arch}-without-pooling" if no_pooling else arch)
+            cells = means(runs.read_rows(path, KEYS), *KEYS)
+            sources.append((entry, cells, sigma or f"{SIGMA['fourier']:g}", bf16, path.name, published))
+    for name, rows in by_network(results / "designs" / "accuracies.csv").items():
+        cells = designs.mirror(means(rows, *KEYS))
+        sources.append((entries.get(name), cells, f"{SIGMA['fourier']:g}", True, "designs/accuracies.csv", []))
+    for entry, cells, sigma, bf16, file, published in sources:
+        if entry and cells:
+            found = {"sigma": sigma, "precision": "bf16" if bf16 else "fp32", "values": on_map(cells), "file": file}
+            entry.setdefault("measured", []).append(found | {"published": published[0] if published else None})
+            entry["measured"].sort(key=lambda one: -float(one["sigma"]))  # the paper's first
+
+
+def likeness(entries: dict[str, dict]) -> dict | None:
+    """The tree of the atlas, scipy's linkage as in its sheet; each entry learns which are most like it."""
+    logs = {name: np.log2(np.array(entry["shares"].split(), float)) for name, entry in entries.items()}
+    atlas = [name for name, entry in entries.items() if entry["atlas"]]
+    for name, entry in entries.items():
+        rms = {other: np.sqrt(np.mean((logs[other] - logs[name]) ** 2)) for other in atlas if other != name}
+        entry["near"] = [[other, f"{2 ** rms[other]:.2f}"] for other in sorted(rms, key=rms.get)[:NEAREST]]
+    if len(atlas) < 2:
+        return None
+    links = hierarchy.linkage(np.stack([logs[name] for name in atlas]), "ward", optimal_ordering=True)
+    tree = hierarchy.dendrogram(links, no_plot=True)
+    lines = [np.round(tree[key], 3).tolist() for key in ("icoord", "dcoord")]
+    return {"names": [atlas[leaf] for leaf in tree["leaves"]], "lines": lines, "colors": tree["color_list"]}
+
+
+def nads(results: Path) -> dict[str, dict]:
+    """By architecture: NADs as bytes around zero, singular values, accuracies along NADs and with them as carriers."""
+    found: dict[str, dict] = {}
+    for path in sorted((ROOT / "NADs").glob("*_NADs.npy")):
+        rows, values = load_array(path), load_array(path.with_name(path.name.replace("_NADs", "_eigenvals")))
+        about = json.loads(path.with_suffix(".json").read_text())
+        curves = []
+        for kind, label in CURVES.items():
+            name = f"nad_accuracies_{about['arch']}{kind}.csv"
+            accuracies = means(runs.read_rows(results / name), "nad_index")
+            points = [[index, f"{accuracy:.6g}"] for (index,), accuracy in accuracies.items()]
+            curves += [{"label": label, "file": name, "points": points}] if points else []
+        poison = runs.read_rows(results / f"poison_{about['arch']}.csv")
+        used = [int(row["nad_index"]) for row in poison] + [point[0] for curve in curves for point in curve["points"]]
+        indices = sorted({*range(FIRST), *range(FIRST, len(rows), EVERY), *used, len(rows) - 1})
+        chosen = rows[indices]
+        scaled = np.round(127 * chosen / np.abs(chosen).max(axis=1, keepdims=True)).astype(np.int8)
+        found[path.stem.removesuffix("_NADs")] = {
+            **{key: about[key] for key in ("arch", "estimator", "num_networks")},
+            "file": f"NADs/{path.name}",
+            "command": f"python NADs_scripts/{about['versions']['command'].split()[0]}",
+            "indices": indices,
+            "rows": base64.b64encode(scaled.tobytes()).decode(),
+            "singular": " ".join(f"{value:.4g}" for value in values),
+            "curves": curves,
+            "poison": poison,
+            "images": {kind: image(results / f"{kind}_{about['arch']}_images.png") for kind in ("poison", "flip")},
+            "ends": {kind: runs.read_rows(results / f"{kind}_{about['arch']}.csv") for kind in ("original", "flip")},
+        }
+    return found
+
+
+def image(path: Path) -> str:
+    """A picture as an address that holds it; none where there is no file."""
+    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}" if path.exists() else ""
+
+
+def page(results: Path) -> str:
+    """The whole page."""
+    entries = predicted(results)
+    add_measured(entries, results)
+    skipped = [row for row in runs.read_rows(results / "atlas" / "atlas.csv") if row["why_not"]]
+    content = {
+        "settings": {"sigma": SIGMA["fourier"], "epsilon": DATA["epsilon"], "poison": EPSILON},
+        "grid": frequency_grid(32),
+        "colors": plotting.style_colors(),
+        "tree": likeness(entries),
+        "entries": entries,
+        "skipped": {short_name(row["architecture"]): row["why_not"] for row in skipped},
+        "nads": nads(results),
+        "commands": commands(results),
+    }
+    text = json.dumps(content, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+    return (Path(__file__).with_name("template.html")).read_text(encoding="utf-8").replace("{{data}}", text)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Write the page, whole or not at all."""
+    parser = cli.ArgumentParser(__doc__)
+    parser.add_argument("--results", type=Path, default=ROOT / "results", help="folder of the tables")
+    parser.add_argument("--output", type=Path, default=ROOT / "docs" / "index.html", help="the page")
+    args = parser.parse_args(argv)
+    with runs.replacing(args.output) as temporary:
+        temporary.write_text(page(args.results), encoding="utf-8")
+    print(f"{args.output}: {args.output.stat().st_size / 1e6:.2f} MB")
+
+
+if __name__ == "__main__":
+    main()
