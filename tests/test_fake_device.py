@@ -2,7 +2,8 @@
 
 torch's fake tensors have a shape, a type and a device but no values, and refuse operations across devices as real ones
 do. What depends on values, or on the GPU itself, is given a stand-in by the fixture `gpu`; the product's code is run as
-it is. Only backpropagation is left out: autograd's engine asks for a real GPU.
+it is. Backpropagation is left out, as autograd's engine asks for a real GPU; and fake tensors let pass an index on the
+GPU into a tensor on the CPU.
 """
 
 import contextlib
@@ -58,6 +59,8 @@ def move(module, device=None, *, memory_format=torch.preserve_format):
     for part in module.modules():
         for tensors in (part._parameters, part._buffers):
             for name, tensor in tensors.items():
+                if tensor is None:  # a layer without bias
+                    continue
                 layout = memory_format if tensor.ndim == 4 else torch.preserve_format
                 moved = tensor.detach().to(device or tensor.device, memory_format=layout)
                 kept = isinstance(tensor, nn.Parameter)
