@@ -13,10 +13,11 @@ mkdir -p "$1" "$2"
 results=$(realpath "$1") state=$(realpath "$2") data=$(realpath -m "${3:-/nowhere}") limit=${LIMIT:-570} failed=0
 cd "$(dirname "$0")/.." || exit 2
 read -ra options <<<"${OPTIONS:-}"
-table=() cells=() size=() epochs=() networks=() nads=10:1000:52 poison=0,10,20,50,100,150,200,300,400,500,800,1000,1020
+tables=(lenet resnet18 vgg11 densenet121) table=() cells=() size=() epochs=() networks=() nads=10:1000:52
+poison=0,10,20,50,100,150,200,300,400,500,800,1000,1020
 if [[ ${SMALL:-} ]]; then
     size=(--epochs 1 --num-train 256 --num-test 256) cells=(--frequency 0 0 --frequency 2 2) epochs=(--epochs 1)
-    table=(--steps 2 --networks 2) networks=(--num-networks 2) poison=0,10 nads=10,62
+    tables=(lenet) table=(--steps 2 --networks 2) networks=(--num-networks 2) poison=0,10 nads=10,62
 fi
 finish() { # CODE MESSAGE: copy the small files, and end
     (cd "$state" && find . -regex '.*\(\.csv\|\.json\|\.png\|_eigenvals\.npy\)' -exec cp --parents -t "$results" {} +)
@@ -41,7 +42,7 @@ cifar() {
 }
 
 step tests -m pytest -q -m gpu tests --ignore tests/test_notebook.py
-for arch in lenet resnet18 vgg11 densenet121; do step "table-$arch" benchmarks/table.py --arch $arch "${table[@]}"; done
+for arch in "${tables[@]}"; do step "table-$arch" benchmarks/table.py --arch "$arch" "${table[@]}"; done
 run predict-resnet18 directional_bias --arch resnet18 --predict
 run nads-lenet nad_computation --arch lenet "${networks[@]}"
 run along-nads-resnet18 directional_bias --arch resnet18 --directions nads --nad-index $nads "${size[@]}"

@@ -255,9 +255,9 @@ def flags():
 def before(request):
     """What the flags are set to before the test, and their own values again after it."""
     own = [switch.fp32_precision for switch in SWITCHES]
-    training._set_switches(FLAGS[request.param][:4])
+    training._set_switches(*FLAGS[request.param][:4])
     yield FLAGS[request.param]
-    training._set_switches(own)
+    training._set_switches(*own)
 
 
 def test_torchs_defaults_are_left_as_they_are():

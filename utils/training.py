@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import backends, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
@@ -15,8 +15,7 @@ from utils import distributed, runs
 
 PATIENCE = 5.0  # seconds after which a training shows its epochs
 PRECISIONS = ("fp32", "tf32", "bf16")
-BACKENDS = torch.backends
-SWITCHES = (BACKENDS.cuda.matmul, BACKENDS.mkldnn.matmul, BACKENDS.cudnn.conv, BACKENDS.cudnn.rnn)
+SWITCHES = (backends.cuda.matmul, backends.mkldnn.matmul, backends.cudnn.conv, backends.cudnn.rnn)
 
 
 @contextlib.contextmanager
@@ -31,21 +30,20 @@ def precision_mode(precision: str, device: torch.device | str) -> Iterator[None]
     if precision == "tf32" and device.type != "cuda":
         raise ValueError(f"precision tf32 needs a CUDA device, not {device}")
     before = [switch.fp32_precision for switch in SWITCHES]
-    _set_switches(["tf32" if precision == "tf32" else "ieee"] * len(SWITCHES))
+    _set_switches(*["tf32" if precision == "tf32" else "ieee"] * len(SWITCHES))
     try:
         # Without autocast's cache: it keeps the rounded weights, and steps within the block change the weights.
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False):
             yield
     finally:
-        _set_switches(before)
+        _set_switches(*before)
 
 
-def _set_switches(values: list[str]) -> None:
+def _set_switches(matmul: str, on_cpu: str, conv: str, rnn: str) -> None:
     """Set SWITCHES, and before them torch's older flags: reading one that disagrees raises, which stops compilation."""
-    matmul, on_cpu, conv, _ = values
     torch.set_float32_matmul_precision("medium" if on_cpu == "bf16" else "high" if matmul == "tf32" else "highest")
-    torch.backends.cudnn.allow_tf32 = conv == "tf32"
-    for switch, value in zip(SWITCHES, values, strict=True):
+    backends.cudnn.allow_tf32 = conv == "tf32"
+    for switch, value in zip(SWITCHES, (matmul, on_cpu, conv, rnn), strict=True):
         switch.fp32_precision = value
 
 
