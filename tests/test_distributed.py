@@ -38,7 +38,7 @@ def test_a_gpu_that_torch_cannot_use_is_one_line_on_what_to_do_and_red_on_a_term
 ):
     text = said(capsys, monkeypatch, device, archs=archs)
     what_to_do = "update its driver, or install another torch (README)"
-    assert text == f"torch {torch.__version__} cannot use the GPU here: {what_to_do}\n"
+    assert text == f"torch {torch.__version__} cannot use this GPU: {what_to_do}\n"
     assert said(capsys, monkeypatch, device, archs=archs, terminal=True) == f"\033[31m{text[:-1]}\033[0m\n"
 
 
@@ -57,7 +57,7 @@ def test_a_gpu_that_is_used_or_not_wanted_is_passed_over_and_so_is_what_rank_0_s
 
 
 def test_rank_0_says_it_for_all(capsys, monkeypatch):
-    assert "the GPU here" in said(capsys, monkeypatch, rank="0")
+    assert "cannot use this GPU" in said(capsys, monkeypatch, rank="0")
 
 
 @pytest.mark.skipif(distributed.Path("/proc/driver/nvidia").exists(), reason="needs a machine without a GPU")

@@ -82,9 +82,7 @@ def warn_of_unusable_gpu(device: torch.device) -> None:
         major, minor = torch.cuda.get_device_capability(device)
         usable = any(f"sm_{major}{before}" in torch.cuda.get_arch_list() for before in range(minor + 1))
     if not usable and (shutil.which("nvidia-smi") or Path("/proc/driver/nvidia").exists()):
-        text = (
-            f"torch {torch.__version__} cannot use the GPU here: update its driver, or install another torch (README)"
-        )
+        text = f"torch {torch.__version__} cannot use this GPU: update its driver, or install another torch (README)"
         print(f"\033[31m{text}\033[0m" if sys.stderr.isatty() else text, file=sys.stderr, flush=True)
 
 
