@@ -30,9 +30,9 @@ step() { # NAME COMMAND...: do what is not done yet, in the time that is left
     timeout -k 15 $left "${PYTHON:-python3}" "${@:2}" &>>"$results/$1.txt" & # with all processes that it starts
     wait $! || code=$?
     echo "$1,$((SECONDS - start)),$code" | tee -a "$results/seconds.csv" # of this call; code 0: done
-    ((code)) || touch "$state/$1.done"
-    [[ ! $code =~ ^(124|137|143)$ ]] || finish 75 "time is up: the same command continues with $1"
-    ((!code)) || { failed=1 && tail -n 1 "$results/$1.txt"; }
+    if ((code == 0)); then touch "$state/$1.done"
+    elif ((SECONDS - start >= left)); then finish 75 "time is up: the same command continues with $1"
+    else failed=1 && tail -n 1 "$results/$1.txt"; fi
 }
 run() { step "$1" "$2.py" --output "$state/$1" "${options[@]}" "${@:3}"; } # NAME SCRIPT OPTION...
 map() { run "$1" directional_bias --arch "${@:2}" "${size[@]}" "${cells[@]}"; }
