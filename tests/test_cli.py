@@ -90,7 +90,9 @@ ERRORS = {
     "bad value": ValueError("bad\n  value"),
     "[Errno 28] No space left on device: 'a/b'": OSError(28, "No space left on device", "a/b"),
     "MemoryError": MemoryError(),
-    "CUDA out of memory": torch.OutOfMemoryError("CUDA out of memory"),
+    "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has": torch.OutOfMemoryError(
+        "CUDA out of memory. Tried to allocate 2.00 GiB.\n  GPU 0 has\n"
+    ),
     "CUDA error: device-side assert triggered": torch.AcceleratorError("CUDA error:\ndevice-side assert triggered"),
 }
 

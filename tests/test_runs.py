@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from utils import runs
 
@@ -229,6 +230,24 @@ def test_a_checkpoint_comes_back(tmp_path):
     runs.save_checkpoint(tmp_path / "state.pt", state)
     loaded = runs.load_checkpoint(tmp_path / "state.pt")
     assert torch.equal(loaded.pop("sum"), state.pop("sum")) and loaded == state
+
+
+def test_a_checkpoint_holds_cpu_tensors_and_the_versions_of_a_state_dict(tmp_path, monkeypatch):
+    saved = []
+    monkeypatch.setattr(torch, "save", lambda state, _: saved.append(state))
+    with FakeTensorMode(), torch.device("cuda"):  # a GPU without a GPU
+        model = torch.nn.BatchNorm2d(3)
+        optimizer = torch.optim.SGD(model.parameters(), momentum=0.9)
+        for parameter in model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+        runs.save_checkpoint(tmp_path / "state.pt", {"model": model.state_dict(), "optimizer": optimizer.state_dict()})
+    (state,) = saved
+    momenta = [values["momentum_buffer"] for values in state["optimizer"]["state"].values()]
+    tensors = [*state["model"].values(), *momenta]
+    assert len(tensors) == 7 and {tensor.device.type for tensor in tensors} == {"cpu"}
+    assert state["model"]._metadata == model.state_dict()._metadata
+    assert {value.device.type for value in model.state_dict().values()} == {"cuda"}
 
 
 class Trap:

@@ -13,9 +13,8 @@ from directional_bias import train_on_direction
 from models import LeNet, LogReg
 from utils import runs, training
 from utils.directions import fourier_direction, random_direction
-from utils.training import evaluate, learning_rate, precision_mode, train
+from utils.training import SWITCHES, evaluate, learning_rate, precision_mode, train
 
-SWITCHES = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)
 RECIPE = {"epochs": 3, "batch_size": 4, "max_lr": 0.5, "momentum": 0.0, "weight_decay": 0.0, "clip_norm": 0.5}
 
 
@@ -240,25 +239,43 @@ def test_accuracy_is_the_counted_one_whatever_the_batch_size(samples):
 # --- Precision
 
 
-@pytest.fixture(params=["tf32", "ieee"])
+FLAGS = {  # the switches and the older flags behind them, which must be readable together
+    "highest": [*4 * ["ieee"], False, False, "highest"],
+    "high": [*4 * ["tf32"], True, True, "high"],
+    "medium": ["tf32", "bf16", "tf32", "tf32", True, True, "medium"],
+}
+
+
+def flags():
+    old = [torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32]
+    return [*(switch.fp32_precision for switch in SWITCHES), *old, torch.get_float32_matmul_precision()]
+
+
+@pytest.fixture(params=FLAGS)
 def before(request):
-    """What the switches are set to before the test, and their own values again after it."""
+    """What the flags are set to before the test, and their own values again after it."""
     own = [switch.fp32_precision for switch in SWITCHES]
-    for switch in SWITCHES:
-        switch.fp32_precision = request.param
-    yield request.param
-    for switch, value in zip(SWITCHES, own, strict=True):
-        switch.fp32_precision = value
+    training._set_switches(*FLAGS[request.param][:4])
+    yield FLAGS[request.param]
+    training._set_switches(*own)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_tf32_is_off_within_the_block_and_as_before_after_it(precision, before):
-    with precision_mode(precision, "cpu"):
-        assert [switch.fp32_precision for switch in SWITCHES] == ["ieee", "ieee"]
+def test_torchs_defaults_are_left_as_they_are():
+    found = flags()
+    with precision_mode("fp32", "cpu"):
+        pass
+    assert flags() == found
+
+
+@pytest.mark.parametrize(("precision", "inside"), [("fp32", "highest"), ("bf16", "highest"), ("tf32", "high")])
+def test_all_flags_can_be_read_within_the_block_and_are_as_before_after_it(precision, inside, before):
+    device = "cuda" if precision == "tf32" else "cpu"
+    with precision_mode(precision, device):
+        assert flags() == FLAGS[inside]
         assert torch.is_autocast_enabled("cpu") == (precision == "bf16")
-    with pytest.raises(RuntimeError, match="inside"), precision_mode(precision, "cpu"):
+    with pytest.raises(RuntimeError, match="inside"), precision_mode(precision, device):
         raise RuntimeError("inside")
-    assert [switch.fp32_precision for switch in SWITCHES] == [before, before]
+    assert flags() == before
     assert not torch.is_autocast_enabled("cpu")
 
 

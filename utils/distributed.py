@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -74,6 +75,17 @@ def num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def warn_of_unusable_gpu(device: torch.device) -> None:
+    """Say on stderr that this machine has a GPU which torch cannot use: it would fail, or train for days on a CPU."""
+    usable = torch.cuda.is_available()
+    if usable and device.type == "cuda":  # kernels run on later minor versions of their compute capability, too
+        major, minor = torch.cuda.get_device_capability(device)
+        usable = any(f"sm_{major}{before}" in torch.cuda.get_arch_list() for before in range(minor + 1))
+    if not usable and (shutil.which("nvidia-smi") or Path("/proc/driver/nvidia").exists()):
+        text = f"torch {torch.__version__} cannot use this GPU: update its driver, or install another torch (README)"
+        print(f"\033[31m{text}\033[0m" if sys.stderr.isatty() else text, file=sys.stderr, flush=True)
+
+
 def launch(function: Callable[..., Any], *args: Any, device: torch.device, num_parameters: int | None = None) -> None:
     """Call `function(*args)` on every rank.
 
@@ -81,6 +93,8 @@ def launch(function: Callable[..., Any], *args: Any, device: torch.device, num_p
     so one rank is started on each core; a large one, or work of no given size, uses all cores in one process. The rule
     looks at the device and the model alone, so that sums are taken in the same order whatever else the machine does.
     """
+    if os.environ.get("RANK", "0") == "0":
+        warn_of_unusable_gpu(device)
     small = device.type == "cpu" and num_parameters is not None and num_parameters < SMALL_MODEL
     if "RANK" in os.environ:
         if "TORCHELASTIC_RUN_ID" in os.environ:  # launchers other than torchrun may end before their ranks

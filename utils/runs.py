@@ -1,6 +1,7 @@
 """A run's folder: its configuration, a CSV row for each finished item, and files that appear whole or not at all."""
 
 import contextlib
+import copy
 import csv
 import fcntl
 import hashlib
@@ -57,11 +58,19 @@ def save_json(path: Path, content: Any) -> None:
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write tensors and plain values with torch.save, whole or not at all."""
+    """Write tensors, as ones on the CPU, and plain values with torch.save, whole or not at all."""
     buffer = io.BytesIO()  # torch.save into a file hides the reason, a full disk, behind a RuntimeError
-    torch.save(state, buffer)
+    torch.save(_on_cpu(state), buffer)
     with replacing(path) as temporary:
         temporary.write_bytes(buffer.getbuffer())
+
+
+def _on_cpu(state: Any) -> Any:
+    if isinstance(state, dict):
+        moved = copy.copy(state)  # with the versions that a state_dict carries beside its items
+        moved.update({key: _on_cpu(value) for key, value in state.items()})
+        return moved
+    return state.cpu() if isinstance(state, torch.Tensor) else state
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

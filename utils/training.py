@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import backends, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
@@ -15,6 +15,7 @@ from utils import distributed, runs
 
 PATIENCE = 5.0  # seconds after which a training shows its epochs
 PRECISIONS = ("fp32", "tf32", "bf16")
+SWITCHES = (backends.cuda.matmul, backends.mkldnn.matmul, backends.cudnn.conv, backends.cudnn.rnn)
 
 
 @contextlib.contextmanager
@@ -28,17 +29,22 @@ def precision_mode(precision: str, device: torch.device | str) -> Iterator[None]
         raise ValueError(f"precision {precision!r} is unknown: expected one of {', '.join(PRECISIONS)}")
     if precision == "tf32" and device.type != "cuda":
         raise ValueError(f"precision tf32 needs a CUDA device, not {device}")
-    switches = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)
-    before = [switch.fp32_precision for switch in switches]
-    for switch in switches:
-        switch.fp32_precision = "tf32" if precision == "tf32" else "ieee"
+    before = [switch.fp32_precision for switch in SWITCHES]
+    _set_switches(*["tf32" if precision == "tf32" else "ieee"] * len(SWITCHES))
     try:
         # Without autocast's cache: it keeps the rounded weights, and steps within the block change the weights.
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False):
             yield
     finally:
-        for switch, value in zip(switches, before, strict=True):
-            switch.fp32_precision = value
+        _set_switches(*before)
+
+
+def _set_switches(matmul: str, on_cpu: str, conv: str, rnn: str) -> None:
+    """Set SWITCHES, and before them torch's older flags: reading one that disagrees raises, which stops compilation."""
+    torch.set_float32_matmul_precision("medium" if on_cpu == "bf16" else "high" if matmul == "tf32" else "highest")
+    backends.cudnn.allow_tf32 = conv == "tf32"
+    for switch, value in zip(SWITCHES, (matmul, on_cpu, conv, rnn), strict=True):
+        switch.fp32_precision = value
 
 
 def learning_rate(max_lr: float, epoch: int, step: int, steps: int, epochs: int) -> float:

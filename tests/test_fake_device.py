@@ -1,0 +1,221 @@
+"""Nothing is left on the wrong device: what touches one runs on tensors that only claim to be on a GPU.
+
+torch's fake tensors have a shape, a type and a device but no values, and refuse operations across devices as real ones
+do. What depends on values, or on the GPU itself, is given a stand-in by the fixture `gpu`; the product's code is run as
+it is. Backpropagation is left out, as autograd's engine asks for a real GPU; and fake tensors let pass an index on the
+GPU into a tensor on the CPU.
+"""
+
+import contextlib
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.overrides import TorchFunctionMode
+
+import directional_bias
+import poison_cifar
+from directional_bias import variance_along
+from models import build_model
+from nad_computation import add_network, compute_nads, draw_point
+from poison_cifar import flip, poison
+from utils import cifar, plotting, runs
+from utils.covariance import GradientSum, nads_from_covariance, share_of_variance
+from utils.differences import central_differences
+from utils.last_layer import draw_network, network_rows
+from utils.linear_data import sample_linear_data
+from utils.training import evaluate, train
+
+GPU = torch.device("cuda", 0)
+PLAIN = "tests.tiny_networks:plain"
+RECIPE = {"epochs": 1, "batch_size": 4, "max_lr": 0.1, "momentum": 0.9, "weight_decay": 0.1, "clip_norm": 0.5}
+
+
+class Generators(TorchFunctionMode):
+    """Refuses a generator of another device than the numbers it draws, as torch does of real tensors."""
+
+    def __init__(self):
+        super().__init__()
+        self.devices = {}
+
+    def make(self, device="cpu"):
+        """What stands in for torch.Generator: one of the CPU, of which the device is remembered."""
+        generator = torch.default_generator.clone_state()
+        self.devices[generator] = torch.device(device).type
+        return generator
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        generator = (kwargs or {}).get("generator")
+        if generator is not None:
+            assert self.devices[generator] == torch.device((kwargs or {}).get("device") or "cpu").type
+        return function(*args, **kwargs or {})
+
+
+def move(module, device=None, *, memory_format=torch.preserve_format):
+    """What stands in for Module.to, which fake tensors do not let exchange the parameters' contents."""
+    for part in module.modules():
+        for tensors in (part._parameters, part._buffers):
+            for name, tensor in tensors.items():
+                if tensor is None:  # a layer without bias
+                    continue
+                layout = memory_format if tensor.ndim == 4 else torch.preserve_format
+                moved = tensor.detach().to(device or tensor.device, memory_format=layout)
+                kept = isinstance(tensor, nn.Parameter)
+                tensors[name] = nn.Parameter(moved, tensor.requires_grad) if kept else moved
+    return module
+
+
+@pytest.fixture(autouse=True)
+def gpu(monkeypatch):
+    """Fake tensors, and stand-ins for what they cannot: to look at values, and to ask the GPU for random numbers."""
+    generators, fork_rng = Generators(), torch.random.fork_rng
+    monkeypatch.setattr(torch, "Generator", generators.make)
+    monkeypatch.setattr(torch.random, "fork_rng", lambda devices: fork_rng([]))
+    monkeypatch.setattr(nn.Module, "to", move)
+    monkeypatch.setattr(torch, "equal", lambda a, b: a.device == b.device)
+    monkeypatch.setattr(torch.Tensor, "item", lambda tensor: 1)
+    monkeypatch.setattr(torch.Tensor, "__bool__", lambda tensor: True)
+    monkeypatch.setattr(torch.Tensor, "__int__", lambda tensor: 1)
+    monkeypatch.setattr(torch.Tensor, "unique", lambda labels: labels[:2])
+    monkeypatch.setattr(torch.Tensor, "numpy", to_numpy)
+    with FakeTensorMode(shape_env=ShapeEnv()), generators:
+        yield
+
+
+def to_numpy(tensor):
+    """What stands in for Tensor.numpy, which is of the CPU's tensors alone."""
+    assert tensor.device.type == "cpu"
+    return np.ones(tensor.shape)
+
+
+def on_gpu(*tensors):
+    return all(tensor.device == GPU for tensor in tensors)
+
+
+def image(channels=1, size=8):
+    return torch.ones(channels, size, size, device=GPU)
+
+
+def labelled(number=10, channels=1, size=8):
+    return torch.ones(number, channels, size, size, device=GPU), torch.zeros(number, dtype=torch.int64, device=GPU)
+
+
+def test_a_tensor_on_the_wrong_device_is_refused():
+    with pytest.raises(RuntimeError, match="device"):
+        image() + torch.ones(1)
+    with pytest.raises(AssertionError):
+        torch.randn(3, device=GPU, generator=torch.Generator("cpu"))
+    with pytest.raises(AssertionError):
+        image().numpy()
+
+
+def test_samples_of_d_of_v():
+    assert on_gpu(*sample_linear_data(image(), 11, generator=torch.Generator(GPU)))
+
+
+@pytest.fixture
+def no_backward(monkeypatch):
+    """Gradients of nothing; each training must be of parameters on the GPU."""
+    held, init = [], torch.optim.SGD.__init__
+
+    def hold(optimizer, parameters, **options):
+        held[:] = parameters
+        assert on_gpu(*held)
+        init(optimizer, parameters, **options)
+
+    def backward(loss):
+        assert on_gpu(loss)
+        for parameter in held:
+            parameter.grad = torch.ones_like(parameter)
+
+    monkeypatch.setattr(torch.optim.SGD, "__init__", hold)
+    monkeypatch.setattr(torch.Tensor, "backward", backward)
+    return held
+
+
+@pytest.fixture
+def no_files(monkeypatch):
+    """A script's `run` does its first item and leaves nothing behind."""
+    monkeypatch.setattr(runs, "open_run", lambda *_: contextlib.nullcontext())
+    monkeypatch.setattr(runs, "do_items", lambda folder, keys, items, work, **_: [work(items[0], None)])
+    monkeypatch.setattr(plotting, "save_figure", lambda *_: None)
+    for script in (directional_bias, poison_cifar):
+        monkeypatch.setattr(script, "report", lambda rows, args: None)
+    monkeypatch.setattr(poison_cifar, "save_training", lambda *_: None)
+
+
+def test_training_and_evaluation(no_backward):
+    model = build_model(PLAIN, 1, 2, 8).to(GPU)
+    tests = {"test": labelled(7)}
+    (row,) = train(model, *labelled(), generator=torch.Generator(GPU), tests=tests, **RECIPE)
+    assert row.keys() == {"epoch", "loss", "train_accuracy", "test_accuracy"}
+    assert on_gpu(*model.parameters())
+    evaluate(model, *labelled(7), batch_size=4)
+
+
+def test_a_run_of_experiment_1(no_backward, no_files):
+    options = "--image-size 8 --num-train 10 --num-test 7 --epochs 1 --directions random --device cpu"
+    args = directional_bias.parse_arguments(["--arch", PLAIN, *options.split()])
+    args.device = GPU
+    directional_bias.run(args, directional_bias.make_directions(args))
+    assert no_backward
+
+
+@pytest.mark.parametrize("estimator", ["marginal", "sampled"])
+def test_a_network_its_rows_and_their_sum(estimator):
+    point, sums = draw_point(1, 8).to(GPU), GradientSum(64, GPU)
+    add_network(sums, 0, point, arch=PLAIN, seed=0, estimator=estimator)
+    assert on_gpu(sums.outer, sums.rows)
+    whole = GradientSum(64)
+    whole.merge(sums)
+    sums.merge(whole)
+    state = sums.state()
+    assert {state[name].device.type for name in ("outer", "rows")} == {"cpu"}
+    GradientSum.from_state(state, "", 64).merge(sums)
+    nads_from_covariance(sums.covariance(estimator))
+    assert on_gpu(share_of_variance(sums.covariance(estimator), torch.ones(3, 64)))
+
+
+@pytest.mark.parametrize("estimator", ["marginal", "sampled"])
+def test_nads(estimator):
+    _, sums = compute_nads(PLAIN, estimator=estimator, num_networks=2, image_size=8, device=GPU)
+    assert on_gpu(sums.outer)
+
+
+def test_differences_of_a_drawn_network():
+    network = draw_network(lambda: build_model(PLAIN, 1, 1, 8), GPU, 0)
+    assert on_gpu(*network.parameters(), central_differences(network, image(), chunk_size=30))
+    assert on_gpu(network_rows(network, image()))
+
+
+@pytest.mark.parametrize("arch", [PLAIN, "tests.tiny_networks:ends_in_relu"])
+def test_a_prediction(arch):
+    along, total = variance_along(torch.ones(3, 1, 8, 8, device=GPU), arch=arch, num_networks=2)
+    assert along.shape == (2, 3) and total.shape == (2,)
+
+
+@pytest.mark.parametrize("transform", ["poison", "flip", "none"])
+def test_a_run_of_experiment_3(monkeypatch, no_backward, no_files, transform):
+    pixels, labels = torch.ones(10, 3, 32, 32, dtype=torch.uint8), torch.zeros(10, dtype=torch.int64)
+    data = cifar.ImageData(pixels, labels, pixels[:7], labels[:7], ("a", "b"))
+    monkeypatch.setattr(cifar, "load_images", lambda *_, **__: data)
+    args = poison_cifar.parse_arguments(["--arch", "logreg", "--transform", transform, "--epochs", "1"])
+    args.device = GPU
+    poison_cifar.run(args, torch.ones(1024, 1024))
+    assert no_backward
+
+
+def test_poison_and_flip():
+    images, labels = labelled(channels=3, size=32)
+    nads = torch.ones(1024, 1024, device=GPU)
+    assert on_gpu(poison(images, labels, nads, nad_index=0), flip(images, nads))
+
+
+@pytest.mark.parametrize("arch", ["logreg", "lenet", "vgg11", "resnet18", "densenet121"])
+def test_every_architecture(arch):
+    with GPU:
+        network = build_model(arch, 3, 10)
+    assert on_gpu(network(image(3, 32)[None].repeat(2, 1, 1, 1)))

@@ -1,0 +1,150 @@
+"""Each script on a GPU, small: it trains, continues, shares the GPU among ranks, and agrees with the CPU."""
+
+import csv
+import importlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import directional_bias
+import nad_computation
+import poison_cifar
+from tests.helpers import rows, start_script
+from tests.tiny_images import write_folder
+from utils import cifar, plotting, runs, training
+from utils.covariance import NADs
+from utils.last_layer import draw_network
+
+DEVICE = "cuda"
+ON_GPU = ["--device", DEVICE]
+PLAIN = "tests.tiny_networks:plain"
+LINEAR = "--arch lenet --image-size 16 --frequency 1 0 --sigma 0.3 --num-train 1000 --num-test 500 --epochs 8".split()
+POISON = "--arch tests.tiny_images:with_dropout --epochs 4 --batch-size 8 --max-lr 0.02 --data images".split()
+RANKS = {  # what two ranks share, and the file with its numbers
+    "directional_bias": ("--arch logreg --image-size 8 --num-train 60 --num-test 200 --epochs 2", "accuracies.csv"),
+    "nad_computation": ("--arch lenet --num-networks 6", "LeNet_eigenvals.npy"),
+    "poison_cifar": ("--arch logreg --nad-index 0,5 --epochs 1 --max-lr 0.02 --data images", "accuracies.csv"),
+}
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("one_process")]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """Work in a folder that has images, keep a checkpoint of every epoch, and draw nothing."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(runs, "CHECKPOINT_SECONDS", 0)
+    monkeypatch.setattr(plotting, "save_figure", lambda *_: None)
+    write_folder(tmp_path / "images")
+
+
+@pytest.fixture
+def nads_file(tmp_path):
+    """Orthonormal rows, as a file."""
+    path = tmp_path / "nads.npy"
+    np.save(path, np.linalg.qr(np.random.default_rng(0).standard_normal((1024, 1024)))[0].astype(np.float32))
+    return path
+
+
+def devices_in(content):
+    """The kinds of device that the tensors in nested dicts are on, as torch.load gives them."""
+    if isinstance(content, dict):
+        return set().union(*map(devices_in, content.values()))
+    return {content.device.type} if isinstance(content, torch.Tensor) else set()
+
+
+def numbers(path):
+    """The numbers in a CSV file, row by row, without timings."""
+    return [[float(value) for value in row.values()] for row in rows(path)]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
+def test_training_learns_in_every_precision(capsys, precision):
+    directional_bias.main([*LINEAR, *ON_GPU, "--precision", precision, "--output", "run"])
+    (row,) = rows("run")
+    assert float(row["test_accuracy"]) > 97
+    name = runs.device_name(torch.device(DEVICE))
+    assert f"; {DEVICE}" in capsys.readouterr().out
+    assert json.loads(Path("run/config.json").read_text())["environment"]["device"] == name
+
+
+def test_a_prediction_is_made():
+    directional_bias.main(["--arch", "lenet", "--predict", "2", *ON_GPU, "--output", "run"])
+    with open("run/predicted.csv", newline="") as file:
+        shares = {(row["frequency_y"], row["frequency_x"]): float(row["share"]) for row in csv.DictReader(file)}
+    assert len(shares) == 130 and shares["-2", "0"] > 2 * shares["-16", "-16"] > 0
+
+
+def test_an_interrupted_training_continues_from_its_checkpoint_and_ends_with_the_same_numbers(monkeypatch, nads_file):
+    command = [*POISON, *ON_GPU, "--nads", str(nads_file), "--output"]
+    poison_cifar.main([*command, "whole"])
+    rate, trained = training.learning_rate, []
+
+    def interrupting(max_lr, epoch, *where):
+        trained.append(epoch)
+        if trained.count(2) == 1:
+            raise KeyboardInterrupt
+        return rate(max_lr, epoch, *where)
+
+    monkeypatch.setattr(training, "learning_rate", interrupting)
+    with pytest.raises(SystemExit, match="130"):
+        poison_cifar.main([*command, "run"])
+    assert devices_in(torch.load("run/checkpoint-0_0.pt")) == {"cpu"}
+    poison_cifar.main([*command, "run"])
+    assert sorted(set(trained)) == [0, 1, 2, 3] and trained.count(0) == trained.count(1) == trained.count(3)
+    for name in ("history-nad0-0.csv", "accuracies.csv"):
+        np.testing.assert_allclose(numbers(Path("run") / name), numbers(Path("whole") / name), rtol=1e-3)
+    assert devices_in(torch.load("run/weights-nad0-0.pt")) == {"cpu"}
+
+
+@pytest.mark.parametrize("estimator", ["marginal", "sampled"])
+def test_the_nads_of_the_same_networks_are_those_of_the_cpu(monkeypatch, estimator):
+    def drawn_on_the_cpu(build, device, *seed):
+        return draw_network(build, "cpu", *seed).to(device)
+
+    monkeypatch.setattr(nad_computation, "draw_network", drawn_on_the_cpu)
+    options = {"estimator": estimator, "num_networks": 200, "image_size": 8}
+    found = {device: nad_computation.compute_nads(PLAIN, device=device, **options) for device in (DEVICE, "cpu")}
+    (here, sums), (expected, of_cpu) = found[DEVICE], found["cpu"]
+    assert isinstance(here, NADs) and sums.outer.device.type == DEVICE
+    np.testing.assert_allclose(here.singular_values, expected.singular_values, rtol=1e-4)
+    np.testing.assert_allclose(np.abs((here.directions * expected.directions).sum(1)), 1, atol=1e-4)
+    torch.testing.assert_close(sums.covariance(estimator).cpu(), of_cpu.covariance(estimator), rtol=1e-4, atol=1e-8)
+
+
+def test_nads_are_computed_in_two_calls_and_their_sums_are_kept_as_cpu_tensors():
+    for number in (3, 5):
+        command = ["--arch", "lenet", "--num-networks", number, *ON_GPU, "--output", "run"]
+        nad_computation.main([str(argument) for argument in command])
+    state = torch.load("run/part-0.pt")
+    assert state["numbers"] == [0, 1, 2, 3, 4] and devices_in(state) == {"cpu"}
+    nads = np.load("run/LeNet_NADs.npy").astype(np.float64)
+    np.testing.assert_allclose(nads @ nads.T, np.eye(1024), atol=1e-5)
+
+
+@pytest.mark.parametrize("transform", ["poison", "flip"])
+def test_images_are_those_of_the_cpu(nads_file, transform):
+    data = cifar.load_images(Path("images"))
+    nads = torch.from_numpy(np.load(nads_file))
+    expected = poison_cifar.prepare(data, transform=transform, nads=nads)
+    found = poison_cifar.prepare(data.to(DEVICE), transform=transform, nads=nads.to(DEVICE))
+    for name, images in expected.items():
+        torch.testing.assert_close(found[name].cpu(), images, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("script", RANKS)
+def test_two_ranks_share_one_gpu_and_give_the_numbers_of_one(tmp_path, script):
+    options, name = RANKS[script]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    output = ["--output", str(tmp_path / "ranks")]
+    command = [script, *options.split(), *ON_GPU, *output]
+    with start_script(*command, folder=tmp_path, launcher=torchrun) as process:
+        out, errors = process.communicate(timeout=300)
+    assert process.returncode == 0 and "ranks: 2" in out, errors
+    importlib.import_module(script).main([*options.split(), *ON_GPU, "--output", "one"])
+    read = numbers if name.endswith("csv") else np.load
+    # An accuracy may differ by an image or two: sums on a GPU are not always taken in the same order.
+    tolerance = {"rtol": 1e-3, "atol": 1} if name.endswith("csv") else {"rtol": 1e-4, "atol": 1e-6}
+    np.testing.assert_allclose(read(Path("ranks") / name), read(Path("one") / name), **tolerance)
