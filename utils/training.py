@@ -40,7 +40,7 @@ def precision_mode(precision: str, device: torch.device | str) -> Iterator[None]
 
 
 def _set_switches(matmul: str, on_cpu: str, conv: str, rnn: str) -> None:
-    """Set SWITCHES, and before them torch's older flags: reading one that disagrees raises, which stops compilation."""
+    """Set SWITCHES, and before them torch's older flags: reading one that disagrees raises."""
     torch.set_float32_matmul_precision("medium" if on_cpu == "bf16" else "high" if matmul == "tf32" else "highest")
     backends.cudnn.allow_tf32 = conv == "tf32"
     for switch, value in zip(SWITCHES, (matmul, on_cpu, conv, rnn), strict=True):
