@@ -3,8 +3,9 @@
     python NADs_scripts/designs.py            # predicts: results/designs/predictions.csv
     python NADs_scripts/designs.py --train    # trains, then holds the predictions against the accuracies
 
-The predictions were committed before the first training. The nine are trained on the whole map (one of each pair of
-mirror images, which are one experiment), the two on ten cells that span their shares; in bf16, a variant of the recipe.
+The predictions were committed before the first training. The nine are trained on the whole map, which is 45 cells: mirror
+images and transposes are one experiment for them (three were trained on both transposes). The two of torchvision are
+trained on ten cells that span their shares; all in bf16, a variant of the recipe.
 Two more predictors stand beside the share, in the hope of one that can be compared between architectures.
 """
 
@@ -160,8 +161,9 @@ def train(rows: list[dict[str, str]], folder: Path, only: str) -> None:
     """Train on the marked cells of one network, or of all, by experiment 1."""
     for name, arch in (WHOLE | TEN_CELLS).items():
         if name != "LeNet" and only in (name, "all"):
-            cells = [[row[key] for key in KEYS] for row in rows if row["network"] == name and row["train"] == "1"]
-            frequencies = [text for cell in cells for text in ("--frequency", *cell)]
+            marked = [key_of(row) for row in rows if row["network"] == name and row["train"] == "1"]
+            cells = [(y, x) for y, x in marked if name in TEN_CELLS or abs(y) <= abs(x)]
+            frequencies = [str(text) for cell in cells for text in ("--frequency", *cell)]
             options = ["--arch", arch, "--precision", "bf16", "--output", str(folder / name)]
             directional_bias.main([*options, *frequencies])
 
@@ -240,8 +242,10 @@ def report(rows: list[dict[str, str]], accuracies: dict[str, dict[tuple[int, int
 
 
 def mirror(values: dict[tuple[int, int], float]) -> dict[tuple[int, int], float]:
-    """The same with each cell's mirror image."""
-    return {canonical_frequency(y, sign * x): value for (y, x), value in values.items() for sign in (1, -1)}
+    """The same with each cell's mirror image and, where they have no value of their own, its transposes."""
+    transposed = {(x, y): value for (y, x), value in values.items() if (x, y) not in values}
+    both = (transposed | values).items()
+    return {canonical_frequency(y, sign * x): value for (y, x), value in both for sign in (1, -1)}
 
 
 @cli.one_line_errors
