@@ -1,11 +1,11 @@
 """A test that the prediction can fail: LeNet changed in one thing, nine times, and two networks of torchvision.
 
-    python NADs_scripts/designs.py            # predicts: results/designs/predictions.csv
-    python NADs_scripts/designs.py --train    # trains, then holds the predictions against the accuracies
+    python NADs_scripts/designs.py              # predicts, if results/designs/predictions.csv is not there
+    python NADs_scripts/designs.py --train all  # trains, then holds the predictions against the accuracies
 
-The predictions were committed before the first training. The nine are trained on the whole map, which is 45 cells: mirror
-images and transposes are one experiment for them (three were trained on both transposes). The two of torchvision are
-trained on ten cells that span their shares; all in bf16, a variant of the recipe.
+The predictions were committed before the first training. The nine are trained on the whole map, which is 45 cells:
+mirror images and transposes are one experiment for them (three were trained on both transposes). The two of
+torchvision are trained on ten cells that span their shares; all in bf16, a variant of the recipe.
 Two more predictors stand beside the share, in the hope of one that can be compared between architectures.
 """
 
