@@ -157,7 +157,8 @@ def report(families: dict[str, str], found: dict[str, dict], folder: Path) -> No
     groups: dict[str, list] = {}
     for arch, row in by_name.items():
         slope = float(row["band_0"]) / float(row[f"band_{NUM_BANDS - 1}"])
-        groups.setdefault(row["family"], []).append((short_name(arch), slope, float(row["roughness"])))
+        family = f"{paper_name(arch)} (paper)" if row["family"] == "paper" else row["family"]
+        groups.setdefault(family, []).append((slope, float(row["roughness"])))
     plotting.save_figure(plotting.families_figure(groups), folder / "families.png")
     for finding, names in FINDINGS.items():
         maps = {name: (shares_of(found[f"torchvision:{name}"]), {}, {}) for name in names}

@@ -28,6 +28,7 @@ from utils.directions import canonical_frequency, fourier_map
 from utils.last_layer import draw_network, last_linear, network_rows, weight_rms
 
 KEYS = ("frequency_y", "frequency_x")
+RUNS = Path("runs/designs")
 PREDICTORS = ("share", "calibrated_share", "signal")
 
 
@@ -260,8 +261,8 @@ def main(argv: list[str] | None = None) -> None:
         predict(args.output / "predictions.csv")
     rows = runs.read_rows(args.output / "predictions.csv", KEYS)
     if args.train:
-        train(rows, ROOT / "runs" / "designs", args.train)
-    report(rows, collect(rows, ROOT / "runs" / "designs", args.output), args.output)
+        train(rows, RUNS, args.train)
+    report(rows, collect(rows, RUNS, args.output), args.output)
 
 
 if __name__ == "__main__":

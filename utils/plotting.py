@@ -91,7 +91,8 @@ def sheet_figure(maps: np.ndarray, names: Sequence[str], links: np.ndarray) -> F
         figure = new_figure(13.0, 1.1 * -(-len(maps) // columns) + 1.0)
         left, right = figure.subfigures(1, 2, width_ratios=(1, 3.2))
         axes = left.add_subplot()
-        tree = hierarchy.dendrogram(links, orientation="left", labels=list(names), ax=axes, leaf_font_size=7)
+        options = {"leaf_font_size": 7, "color_threshold": links[-6:, 2].min()}  # six groups of one colour each
+        tree = hierarchy.dendrogram(links, orientation="left", labels=list(names), ax=axes, **options)
         axes.invert_yaxis()
         axes.spines[:].set_visible(False)
         axes.set_xticks([])
@@ -106,17 +107,15 @@ def sheet_figure(maps: np.ndarray, names: Sequence[str], links: np.ndarray) -> F
     return figure
 
 
-def families_figure(families: Mapping[str, Sequence[tuple[str, float, float]]]) -> Figure:
-    """One point for each network, (name, preference for low frequencies, roughness), marked by its family."""
+def families_figure(families: Mapping[str, Sequence[tuple[float, float]]]) -> Figure:
+    """One point for each network, its preference for low frequencies and its roughness, marked by its family."""
     with style.context(STYLE):
         figure = new_figure(7.5, 5.2)
         axes = figure.add_subplot(xscale="log", xlabel="share near zero frequency, by that at the corners")
         axes.set_ylabel("roughness (standard deviation of log₂ share at equal radius)")
         for number, (family, points) in enumerate(families.items()):
-            x, y = zip(*[point[1:] for point in points], strict=True)
-            axes.scatter(
-                x, y, s=30, color=f"C{number % 6}", marker="osD^vP*X"[number // 6 * 3 + number % 3], label=family
-            )
+            x, y = zip(*points, strict=True)
+            axes.scatter(x, y, s=30, color=f"C{number % 6}", marker="osD^vP"[number // 6 % 6], label=family)
         axes.axvline(1, color="0.8", linewidth=1, zorder=0)
         axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
