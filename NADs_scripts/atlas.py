@@ -4,8 +4,8 @@
     python NADs_scripts/atlas.py --arch mynets:small # which of them are most like mine?
 
 Two untrained networks of each, eight of the small and a hundred of those without a last linear layer; grey images of
-32×32 pixels, or of 64 or 96 where a model takes no smaller ones. Larger images are looked at by the same frequencies in
-cycles per pixel. What is done is kept in runs/atlas, and continued.
+32×32 pixels, or of 64 or 96 where a model takes no smaller images, at the same frequencies in cycles per pixel. What is
+done of the atlas is kept in runs/atlas, and continued.
 """
 
 import json
@@ -29,6 +29,8 @@ from utils.last_layer import last_linear
 PAPER = ("logreg", "lenet", "vgg11", "resnet18", "densenet121")
 IMAGE_SIZES = (32, 64, 96)
 SMALL_MODEL = 5_000_000  # parameters; networks of smaller ones differ more from each other, and cost less
+PARTS = (slice(None), slice(0, None, 2), slice(1, None, 2))  # all networks, the even and the odd ones
+LEAST = 2.0**-20  # a share that is zero, but for its logarithm
 NUM_BANDS = 8  # of the radius |k|, from 0 to the corner of the map
 FINDINGS = {
     "depth": ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "vgg11_bn", "vgg19_bn"),
@@ -45,7 +47,7 @@ def architectures() -> dict[str, str]:
     return dict.fromkeys(PAPER, "paper") | families
 
 
-def look_at(arch: str, device: torch.device) -> dict:
+def predict_map(arch: str, device: torch.device) -> dict:
     """What untrained networks tell of an architecture; or why they cannot, for the largest image tried."""
     start, why_not = time.monotonic(), ""
     for size in IMAGE_SIZES:
@@ -58,10 +60,10 @@ def look_at(arch: str, device: torch.device) -> dict:
             del model
             num_networks = 100 if estimator == "sampled" else 8 if num_parameters < SMALL_MODEL else 2
             along, total = variance_along(directions.to(device), arch=arch, num_networks=num_networks)
+            shares, *halves = (share(along[part], total[part], size**2) for part in PARTS)
         except ValueError as error:
             why_not = str(error)
             continue
-        halves = [share(along[half::2], total[half::2], size**2) for half in (0, 1)]
         return {
             "parameters": num_parameters,
             "image_size": size,
@@ -69,8 +71,8 @@ def look_at(arch: str, device: torch.device) -> dict:
             "networks": len(total),
             "seconds": round(time.monotonic() - start, 1),
             "frequencies": [[frequency * 32 // size for frequency in index] for index in images],
-            "shares": share(along, total, size**2).tolist(),
-            "agreement": float(np.corrcoef(np.log(halves))[0, 1]),
+            "shares": np.maximum(shares, LEAST).tolist(),
+            "agreement": float(np.corrcoef(np.log(np.maximum(halves, LEAST)))[0, 1]),
         }
     return {"why_not": why_not}
 
@@ -97,7 +99,10 @@ def row_of(arch: str, family: str, found: dict) -> dict:
     logs = np.log2(values)
     roughness = np.std(logs - np.array([logs[bands == band].mean() for band in range(NUM_BANDS)])[bands])
     numbers = {"smallest": values.min(), "median": np.median(values), "largest": values.max()}
-    numbers |= {"below_a_third": (values < 1 / 3).mean(), "agreement": found.get("agreement", np.nan)}
+    numbers |= {
+        "below_a_third": np.where(np.isnan(values), np.nan, values < 1 / 3).mean(),
+        "agreement": found.get("agreement", np.nan),
+    }
     numbers |= {"roughness": roughness} | {f"band_{band}": value for band, value in enumerate(radial)}
     row |= {name: f"{value:.4g}" if np.isfinite(value) else "" for name, value in numbers.items()}
     return row | {"why_not": found.get("why_not", "")}
@@ -106,32 +111,36 @@ def row_of(arch: str, family: str, found: dict) -> dict:
 @cli.one_line_errors
 def run(args: Namespace) -> None:
     """Look at the architectures that are missing, then write the tables and draw the figures."""
-    device, folder = distributed.rank_device(args.device), ROOT / "runs" / "atlas"
-    folder.mkdir(parents=True, exist_ok=True)
-    families = {args.arch: ""} if args.arch else architectures()
+    device, folder, families = distributed.rank_device(args.device), ROOT / "runs" / "atlas", architectures()
     files = {arch: folder / f"{paper_name(arch)}.json" for arch in families}
-    missing = [arch for arch in families if args.arch or not files[arch].exists()]
-    distributed.barrier()  # all have looked before one writes
-    runs.announce("architectures", len(files), len(files) - len(missing), device, folder)
-    for arch in missing:
-        found = look_at(arch, device)
+    with runs.open_run(folder, {"image_sizes": IMAGE_SIZES, "small_model": SMALL_MODEL}, device):
+        missing = [arch for arch, file in files.items() if not file.exists()]
+        distributed.barrier()  # all have read before one writes
+        runs.announce("architectures", len(files), len(files) - len(missing), device, folder)
+        for arch in missing:
+            found = predict_map(arch, device)
+            if distributed.rank() == 0:
+                runs.save_json(files[arch], found)
+                print(f"{arch}: {found.get('why_not', 'done')}", flush=True)
         if distributed.rank() == 0:
-            runs.save_json(files[arch], found)
-            print(f"{arch}: {found.get('why_not', 'done')}", flush=True)
-    if distributed.rank() == 0:
-        found = {arch: json.loads(file.read_text()) for arch, file in files.items()}
-        if args.arch:
-            print_nearest(args.arch, found[args.arch], args.output)
-        else:
-            report(families, found, args.output)
+            report(families, {arch: json.loads(file.read_text()) for arch, file in files.items()}, args.output)
 
 
-def print_nearest(arch: str, found: dict, folder: Path) -> None:
+@cli.one_line_errors
+def compare(args: Namespace) -> None:
     """Name the architectures of the atlas whose maps differ least, by the rms of log₂ of the ratio of shares."""
+    folder, arch = args.output, args.arch
+    names = [row["architecture"] for row in runs.read_rows(folder / "atlas.csv") if not row.get("why_not")]
+    logs = np.log2(load_array(folder / "maps.npy"))
+    if logs.shape != (len(names), 16, 16):
+        raise ValueError(
+            f"{folder} has maps of shape {logs.shape} for {len(names)} rows: make the atlas without --arch"
+        )
+    found = predict_map(arch, distributed.rank_device(args.device))
     if "shares" not in found:
         raise ValueError(f"{arch} has no map: {found['why_not']}")
-    names = [row["architecture"] for row in runs.read_rows(folder / "atlas.csv") if not row["why_not"]]
-    logs = np.log2(load_array(folder / "maps.npy"))
+    if distributed.rank() > 0:
+        return
     distances = np.sqrt(np.mean((logs - log_map(found)) ** 2, axis=(1, 2)))
     for index in [index for index in np.argsort(distances) if names[index] != arch][:5]:
         print(f"{names[index]}: its shares differ by a factor of {2 ** distances[index]:.2f} (rms)")
@@ -176,7 +185,7 @@ def main(argv: list[str] | None = None) -> None:
     cli.add_device_argument(parser)
     args = parser.parse_args(argv)
     args.arch = args.arch and canonical_name(args.arch)
-    distributed.launch(run, args, device=args.device)
+    distributed.launch(compare if args.arch else run, args, device=args.device)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,8 @@ from utils.covariance import NADs, log_variance_correlation, singular_value_rati
 from utils.directions import load_array, load_nads
 
 SIZES = (1, 5, 20, 50, 100, 200, 500)
+COLUMNS = [f"overlap_{k}" for k in SIZES]
+COLUMNS += ["log_variances", "median_ratio", "smallest_ratio", "largest_ratio", "first", "last"]
 
 
 def load_with_spectrum(path: Path, dimension: int) -> NADs:
@@ -43,7 +45,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     dimension = (load_array(args.a).shape or (0,))[-1]
     a, b = (load_with_spectrum(path, dimension) for path in (args.a, args.b))
-    row = {"a": args.a, "b": args.b.name}
+    row = {"a": args.a, "b": args.b.name} | dict.fromkeys(COLUMNS, "")
     for k in (k for k in SIZES if k <= dimension):
         overlap = subspace_overlap(a.directions, b.directions, k)
         row[f"overlap_{k}"] = f"{overlap:.4f}"
@@ -53,7 +55,8 @@ def main(argv: list[str] | None = None) -> None:
         found = {"log_variances": log_variance_correlation(a, b), "median_ratio": np.median(ratios)}
         found |= {"smallest_ratio": ratios.min(), "largest_ratio": ratios.max()}
         row |= {name: f"{value:.4f}" for name, value in found.items()}
-        row |= {"first": f"{a.singular_values[0]:.5g}", "last": f"{a.singular_values[len(ratios) - 1]:.5g}"}
+        last = min(len(a.singular_values), len(b.singular_values)) - 1  # the authors' spectra lack one
+        row |= {"first": f"{a.singular_values[0]:.5g}", "last": f"{a.singular_values[last]:.5g}"}
         print(f"correlation of log variances along B: {row['log_variances']}")
         print(f"median ratio of singular values:      {found['median_ratio']:.3f}")
         print(f"range of these ratios:                {ratios.min():.3f} to {ratios.max():.3f}")

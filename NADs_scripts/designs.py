@@ -4,13 +4,14 @@
     python NADs_scripts/designs.py --train all  # trains, then holds the predictions against the accuracies
 
 The predictions were committed before the first training. The nine are trained on the whole map, which is 45 cells:
-mirror images and transposes are one experiment for them (three were trained on both transposes). The two of
-torchvision are trained on ten cells that span their shares; all in bf16, a variant of the recipe.
-Two more predictors stand beside the share, in the hope of one that can be compared between architectures.
+transposes are one experiment for them, mirror images nearly (three were trained on both transposes; where there are
+several, means are compared). The two of torchvision are trained on ten cells that span their shares; all in bf16, a
+variant of the recipe. Two more predictors stand beside the share, which cannot be compared between architectures.
 """
 
 import math
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -21,14 +22,14 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import directional_bias
-from directional_bias import DATA, LEARNT, ROOT, SIGMA, UNLEARNT, auc, share, variance_along
+from directional_bias import DATA, KEYS, LEARNT, ROOT, SIGMA, UNLEARNT, auc, share, variance_along
 from models import build_model
 from utils import cli, plotting, runs, seeding
 from utils.directions import canonical_frequency, fourier_map
 from utils.last_layer import draw_network, last_linear, network_rows, weight_rms
 
-KEYS = ("frequency_y", "frequency_x")
 RUNS = Path("runs/designs")
+FREQUENCY = KEYS["fourier"]
 PREDICTORS = ("share", "calibrated_share", "signal")
 
 
@@ -152,7 +153,7 @@ def predict(path: Path) -> None:
         spread = set(order[np.linspace(0, len(order) - 1, 10).round().astype(int)]) if name in TEN_CELLS else order
         for number, key in enumerate(images):
             values = {predictor: f"{found[predictor][number]:.5g}" for predictor in PREDICTORS}
-            cell = dict(zip(KEYS, key, strict=True)) | {"train": int(number in spread)}
+            cell = dict(zip(FREQUENCY, key, strict=True)) | {"train": int(number in spread)}
             rows.append({"network": name} | cell | values)
         print(f"{name}: shares {found['share'].min():.3g} to {found['share'].max():.3g}", flush=True)
     runs.write_rows(path, rows)
@@ -164,30 +165,32 @@ def train(rows: list[dict[str, str]], folder: Path, only: str) -> None:
         if name != "LeNet" and only in (name, "all"):
             marked = [key_of(row) for row in rows if row["network"] == name and row["train"] == "1"]
             cells = [(y, x) for y, x in marked if name in TEN_CELLS or abs(y) <= abs(x)]
+            if not cells:
+                raise ValueError(f"there is no prediction for {name}: delete predictions.csv to predict anew")
             frequencies = [str(text) for cell in cells for text in ("--frequency", *cell)]
             options = ["--arch", arch, "--precision", "bf16", "--output", str(folder / name)]
             directional_bias.main([*options, *frequencies])
 
 
-def collect(rows: list[dict[str, str]], folder: Path, output: Path) -> dict[str, dict[tuple[int, int], float]]:
+def collect(folder: Path, output: Path) -> dict[str, dict[tuple[int, int], float]]:
     """Test accuracy (%) by network and cell: what is new in `folder` goes to accuracies.csv, where the rest is.
 
-    LeNet's are those of results/, in fp32; there each cell is the mean of two mirror images.
+    LeNet's are those of results/, in fp32.
     """
-    path, kept = output / "accuracies.csv", {}
-    for row in runs.read_rows(path, KEYS):
-        kept.setdefault(row["network"], []).append(row)
+    path = output / "accuracies.csv"
+    kept = {(row["network"], key_of(row)): row for row in runs.read_rows(path, FREQUENCY)}
     for name in WHOLE | TEN_CELLS:
-        new = runs.read_rows(folder / name / runs.ROWS, KEYS)
-        if len(new) > len(kept.get(name, [])):
-            kept[name] = [{"network": name} | row for row in new]
-    if kept:
-        runs.write_rows(path, [row for name in WHOLE | TEN_CELLS for row in kept.get(name, [])])
-    lenet = runs.mean_and_spread(runs.read_rows(ROOT / "results" / "directional_bias_lenet.csv", KEYS), KEYS)
-    accuracies = {name: {key_of(row): float(row["test_accuracy"]) for row in found} for name, found in kept.items()}
-    cells = [key_of(row) for row in rows if row["network"] == "LeNet"]
-    mirrored = {(y, x): canonical_frequency(y, -x) for y, x in cells}
-    return {"LeNet": {key: (lenet[key][0] + lenet[mirrored[key]][0]) / 2 for key in cells}} | accuracies
+        new = runs.read_rows(folder / name / runs.ROWS, FREQUENCY)
+        kept |= {(name, key_of(row)): {"network": name} | row for row in new}
+    names = list(WHOLE | TEN_CELLS)
+    ordered = sorted(kept, key=lambda which: (names.index(which[0]), which[1]))
+    if ordered:
+        runs.write_rows(path, [kept[which] for which in ordered])
+    published = ROOT / "results" / "directional_bias_lenet.csv"
+    accuracies = {"LeNet": {key_of(row): float(row["test_accuracy"]) for row in runs.read_rows(published, FREQUENCY)}}
+    for name, key in ordered:
+        accuracies.setdefault(name, {})[key] = float(kept[name, key]["test_accuracy"])
+    return accuracies
 
 
 def key_of(row: dict[str, str]) -> tuple[int, int]:
@@ -195,74 +198,90 @@ def key_of(row: dict[str, str]) -> tuple[int, int]:
     return int(row["frequency_y"]), int(row["frequency_x"])
 
 
-def passes(values: np.ndarray, accuracies: np.ndarray) -> float:
+def folded(values: Mapping[tuple[int, int], float]) -> dict[tuple[int, int], float]:
+    """The mean over the transposes and mirror images of each cell, by 0 ≤ k_1 ≤ k_2."""
+    groups: dict[tuple[int, int], list[float]] = {}
+    for key, value in values.items():
+        groups.setdefault(tuple(sorted(map(abs, key))), []).append(value)
+    return {key: float(np.mean(group)) for key, group in groups.items()}
+
+
+def unfolded(values: Mapping[tuple[int, int], float]) -> dict[tuple[int, int], float]:
+    """The value of each cell for all of its transposes and mirror images."""
+    both = {key: value for (y, x), value in values.items() for key in ((y, x), (x, y))}
+    return {canonical_frequency(y, sign * x): value for (y, x), value in both.items() for sign in (1, -1)}
+
+
+def passing_value(values: np.ndarray, accuracies: np.ndarray) -> float:
     """The value from which accuracy, rising with it (isotonic regression), is above LEARNT; nan if it never passes."""
     order = np.argsort(values)
     above = optimize.isotonic_regression(accuracies[order]).x > LEARNT
     return float(values[order][above.argmax()]) if above.any() and not above.all() else math.nan
 
 
-def summary(rows: list[dict[str, str]], accuracies: dict[tuple[int, int], float]) -> dict[str, str | int]:
+def summary(predictions: dict[str, dict], accuracies: dict[tuple[int, int], float]) -> dict[str, str | int]:
     """How well each predictor ranks the cells of one network; without learnt or unlearnt cells there is no rank."""
-    rows = [row for row in rows if math.isfinite(accuracies.get(key_of(row), math.nan))]
-    accuracy = np.array([accuracies[key_of(row)] for row in rows])
-    learnt, unlearnt = accuracy > LEARNT, accuracy <= UNLEARNT
-    counts = {"cells": len(rows), "learnt": int(learnt.sum()), "unlearnt": int(unlearnt.sum())}
-    counts |= {"lowest": f"{accuracy.min():.1f}", "highest": f"{accuracy.max():.1f}"}
-    scores = {name: np.array([float(row[name]) for row in rows]) for name in PREDICTORS}
-    scores["low_frequency"] = np.array([-math.hypot(*key_of(row)) for row in rows])
+    cells = [key for key, accuracy in accuracies.items() if math.isfinite(accuracy)]
+    accuracy = np.array([accuracies[key] for key in cells])
+    scores = {name: np.array([values[key] for key in cells]) for name, values in predictions.items()}
+    scores["low_frequency"] = np.array([-math.hypot(*key) for key in cells])
+    learnt, unlearnt, above = accuracy > LEARNT, accuracy <= UNLEARNT, accuracy > UNLEARNT
+    row = {"cells": len(cells), "learnt": int(learnt.sum()), "unlearnt": int(unlearnt.sum())}
+    row |= {"lowest": f"{accuracy.min():.1f}", "highest": f"{accuracy.max():.1f}"}
     ranked = learnt.any() and unlearnt.any()
-    aucs = {f"auc_{name}": auc(values[learnt], values[unlearnt]) for name, values in scores.items() if ranked}
-    above = accuracy > UNLEARNT
-    spearman = stats.spearmanr(scores["share"][above], accuracy[above])[0] if above.sum() > 2 else math.nan
-    numbers = {f"auc_{name}": math.nan for name in scores} | aucs | {"spearman_above_chance": spearman}
-    numbers |= {f"{name}_passing": passes(scores[name], accuracy) for name in PREDICTORS}
-    return counts | {name: f"{value:.3g}" if math.isfinite(value) else "" for name, value in numbers.items()}
+    numbers = {
+        f"auc_{name}": auc(score[learnt], score[unlearnt]) if ranked else math.nan for name, score in scores.items()
+    }
+    enough = above.sum() > 2
+    numbers["spearman_above_chance"] = (
+        stats.spearmanr(scores["share"][above], accuracy[above])[0] if enough else math.nan
+    )
+    numbers |= {f"{name}_passing": passing_value(scores[name], accuracy) for name in predictions}
+    return row | {name: f"{value:.3f}" if math.isfinite(value) else "" for name, value in numbers.items()}
 
 
 def report(rows: list[dict[str, str]], accuracies: dict[str, dict[tuple[int, int], float]], output: Path) -> None:
     """Write the table, print it, and draw the maps and the accuracies over the shares."""
-    of = {name: [row for row in rows if row["network"] == name] for name in WHOLE | TEN_CELLS}
-    shares = {name: {key_of(row): float(row["share"]) for row in found} for name, found in of.items()}
-    table = [{"network": name} | summary(of[name], accuracies[name]) for name in of if name in accuracies]
+    table, maps, panels = [], {}, {}
+    for name, found in accuracies.items():
+        own = [row for row in rows if row["network"] == name]
+        predictions = {what: folded({key_of(row): float(row[what]) for row in own}) for what in PREDICTORS}
+        trained = folded(found)
+        table.append({"network": name} | summary(predictions, trained))
+        print(", ".join(f"{key} {value}" for key, value in table[-1].items() if value != ""))
+        if name in WHOLE:
+            maps[name] = (unfolded(predictions["share"]), unfolded(trained), {})
+        pairs = [(predictions["share"][key], accuracy) for key, accuracy in trained.items()]
+        panels[f"{name}\nAUC {table[-1]['auc_share'] or '–'}"] = np.array(pairs).T
     runs.write_rows(output / "summary.csv", table)
-    for row in table:
-        print(", ".join(f"{key} {value}" for key, value in row.items() if value != ""))
-    ranked = [float(row["auc_share"]) for row in table if row["auc_share"] and row["network"] in WHOLE]
-    print(f"AUC of the share over {len(ranked)} networks: median {np.median(ranked):.3f}, from {min(ranked):.3f}")
-    columns = {name: (mirror(shares[name]), mirror(accuracies.get(name, {})), {}) for name in WHOLE}
-    plotting.save_figure(plotting.prediction_figure(columns, 32), output / "maps.png")
-    panels = {}
-    for row in table:
-        name = row["network"]
-        pairs = [(shares[name][key], accuracy) for key, accuracy in accuracies[name].items()]
-        panels[f"{name}\nAUC {row['auc_share'] or '–'}"] = np.array(pairs).T
+    new = [row for row in table if row["network"] in WHOLE and row["network"] != "LeNet"]
+    aucs = [float(row["auc_share"]) for row in new if row["auc_share"]]
+    unranked = ", ".join(row["network"] for row in new if not row["auc_share"])
+    if aucs:
+        print(
+            f"AUC over {len(aucs)} new networks: median {np.median(aucs):.3f}, from {min(aucs):.3f} to {max(aucs):.3f}"
+        )
+    print(f"networks without both learnt and unlearnt cells: {unranked or 'none'}")
+    plotting.save_figure(plotting.prediction_figure(maps, 32), output / "maps.png")
     labels = {"xlabel": "predicted share", "ylabel": "test accuracy (%)", "xscale": "log", "ylim": (45, 102)}
     plotting.save_figure(plotting.scatters_figure(panels, **labels), output / "accuracies.png")
     print(f"tables and figures: {output}")
-
-
-def mirror(values: dict[tuple[int, int], float]) -> dict[tuple[int, int], float]:
-    """The same with each cell's mirror image and, where they have no value of their own, its transposes."""
-    transposed = {(x, y): value for (y, x), value in values.items() if (x, y) not in values}
-    both = (transposed | values).items()
-    return {canonical_frequency(y, sign * x): value for (y, x), value in both for sign in (1, -1)}
 
 
 @cli.one_line_errors
 def main(argv: list[str] | None = None) -> None:
     """Predict if that has not been done, train if asked, report."""
     parser = cli.ArgumentParser(__doc__)
-    parser.add_argument("--train", choices=["all", *WHOLE, *TEN_CELLS], help="train these networks")
+    parser.add_argument("--train", choices=["all", *list(WHOLE)[1:], *TEN_CELLS], help="train this one")
     parser.add_argument("--output", type=Path, default=ROOT / "results" / "designs", help="folder")
     args = parser.parse_args(argv)
     args.output.mkdir(parents=True, exist_ok=True)
     if not (args.output / "predictions.csv").exists():
         predict(args.output / "predictions.csv")
-    rows = runs.read_rows(args.output / "predictions.csv", KEYS)
+    rows = runs.read_rows(args.output / "predictions.csv", FREQUENCY)
     if args.train:
         train(rows, RUNS, args.train)
-    report(rows, collect(rows, RUNS, args.output), args.output)
+    report(rows, collect(RUNS, args.output), args.output)
 
 
 if __name__ == "__main__":

@@ -30,13 +30,7 @@ PUBLISHED = {
 
 
 def sampled_spectrum(singular_values: np.ndarray, number: int, seed: int = 0) -> np.ndarray:
-    """Singular values, falling, of `number` centred Gaussian vectors with this spectrum of covariance.
-
-    Args:
-        singular_values: √(9999·λ) of the eigenvalues λ of the covariance, (D,).
-        number: of vectors.
-        seed: of the vectors.
-    """
+    """Singular values, falling, of `number` centred Gaussian vectors of a covariance with these √(9999·λ), (D,)."""
     spread = singular_values / np.sqrt(AUTHORS_SCALE)
     vectors = np.random.default_rng(seed).standard_normal((number, len(spread))) * spread
     return np.linalg.svd(vectors - vectors.mean(0), compute_uv=False)
@@ -49,6 +43,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--published", type=Path, help="folder of the authors' spectra, as many as there are")
     parser.add_argument("--output", type=Path, default=ROOT / "results", help="folder")
     args = parser.parse_args(argv)
+    if args.published and not args.published.is_dir():
+        parser.error(f"there is no folder {args.published}")
     rows = []
     for name, (number, *published) in PUBLISHED.items():
         values = load_array(ROOT / "NADs" / f"{name}_eigenvals.npy")

@@ -6,7 +6,7 @@
 # those steps are skipped. From the environment: PYTHON, the interpreter; LIMIT, seconds of a call; OPTIONS of all
 # scripts, like "--precision bf16" or "--device cpu"; SMALL=1, tiny sizes, to try it: these in folders of their own.
 set -u
-trap 'kill $!; exit 130' INT TERM
+trap 'kill ${!:-}; exit 130' INT TERM
 export TQDM_MININTERVAL=10 # seconds: the output goes to files
 [[ $# -ge 2 ]] || { sed -n '2,7s/^# \{0,1\}//p' "$0"; exit 2; }
 mkdir -p "$1" "$2"
@@ -19,19 +19,19 @@ if [[ ${SMALL:-} ]]; then
     size=(--epochs 1 --num-train 256 --num-test 256) cells=(--frequency 0 0 --frequency 2 2) epochs=(--epochs 1)
     tables=(lenet) table=(--steps 2 --networks 2) networks=(--num-networks 2) poison=0,10 nads=10,62
 fi
-finish() { # CODE MESSAGE: copy the small files, and end
+end() { # CODE MESSAGE: copy the small files, and end
     (cd "$state" && find . -regex '.*\(\.csv\|\.json\|\.png\|_eigenvals\.npy\)' -exec cp --parents -t "$results" {} +)
     echo "$2" && exit "$1"
 }
 step() { # NAME COMMAND...: do what is not done yet, in the time that is left
     [[ ! -e $state/$1.done ]] || return 0
-    ((limit - SECONDS > 45)) || finish 75 "time is up: the same command continues with $1"
+    ((limit - SECONDS > 45)) || end 75 "time is up: the same command continues with $1"
     local start=$SECONDS left=$((limit - SECONDS - 15)) code=0
     timeout -k 15 $left "${PYTHON:-python3}" "${@:2}" &>>"$results/$1.txt" & # with all processes that it starts
     wait $! || code=$?
     echo "$1,$((SECONDS - start)),$code" | tee -a "$results/seconds.csv" # of this call; code 0: done
     if ((code == 0)); then touch "$state/$1.done"
-    elif ((SECONDS - start >= left)); then finish 75 "time is up: the same command continues with $1"
+    elif ((SECONDS - start >= left)); then end 75 "time is up: the same command continues with $1"
     else failed=1 && tail -n 1 "$results/$1.txt"; fi
 }
 run() { step "$1" "$2.py" --output "$state/$1" "${options[@]}" "${@:3}"; } # NAME SCRIPT OPTION...
@@ -56,5 +56,5 @@ run nads-resnet18 nad_computation --arch resnet18 --num-networks 320 "${networks
 cifar poison-lenet --arch lenet --nad-index 0
 map map-lenet lenet
 map map-resnet18-nopooling resnet18 --no-pooling
-((failed)) && finish 1 "some steps failed: their output is in $results; the same command tries them again"
-finish 0 "all done"
+((failed)) && end 1 "some steps failed: their output is in $results; the same command tries them again"
+end 0 "all done"

@@ -2,9 +2,9 @@
 
     python docs/make_page.py
 
-What is in results/ and NADs/ goes, as JSON, into docs/template.html. A number stands there as in its file; only the
-shares of the atlas and the singular values, which no table has, are rounded, to four digits. What has no file is left
-out.
+What is in results/ and NADs/ goes, as JSON, into docs/template.html. A number stands there as in its file; the shares
+of the atlas and the singular values, which no table has, are rounded to four digits, and the factors between maps are
+computed. What has no file is left out.
 """
 
 import base64
@@ -18,7 +18,7 @@ from scipy.cluster import hierarchy
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from directional_bias import DATA, ROOT, SIGMA
+from directional_bias import DATA, KEYS, ROOT, SIGMA
 from models import canonical_name
 from NADs_scripts import designs
 from NADs_scripts.atlas import short_name
@@ -26,22 +26,17 @@ from poison_cifar import EPSILON
 from utils import cli, plotting, runs
 from utils.directions import canonical_frequency, frequency_grid, load_array
 
-KEYS = ("frequency_y", "frequency_x")
+FREQUENCY = KEYS["fourier"]
 GRID = [(y, x) for y in frequency_grid(32) for x in frequency_grid(32)]  # the order of all maps in the page
 FIRST, EVERY, NEAREST = 64, 16, 5  # the first NADs and every 16th after them; the architectures most like one
 CURVES = {"": "the NADs of NADs/", "_sampled": "NADs by the paper's protocol", "_published_nads": "the published NADs"}
-# A file's command, where the table of results/README.md has none.
-OTHERWISE = {"atlas/atlas.csv": "atlas.py", "designs/predictions.csv": "designs.py"}
-OTHERWISE |= {"designs/accuracies.csv": "designs.py --train all"}
 
 
 def commands(results: Path) -> list[list[str]]:
-    """Rows (files, command) of results/README.md, and of what it lacks; a number in the page is linked to one."""
+    """Rows (files, command) of results/README.md; a number in the page is linked to one."""
     readme = results / "README.md"
     text = readme.read_text(encoding="utf-8") if readme.exists() else ""
-    rows = [list(row) for row in re.findall(r"^\| (`[^|]+) \| ([^|]+) \|", text, re.MULTILINE)]
-    others = {file: f"`python NADs_scripts/{script}`" for file, script in OTHERWISE.items()}
-    return rows + [[f"`{file}`", command] for file, command in others.items() if f"`{file}`" not in text]
+    return [list(row) for row in re.findall(r"^\| (`[^|]+) \| ([^|]+) \|", text, re.MULTILINE)]
 
 
 def on_map(values: dict[tuple[int, int], float], digits: int = 6) -> str:
@@ -78,7 +73,9 @@ def predicted(results: Path) -> dict[str, dict]:
                 arch = (designs.TEN_CELLS | designs.WHOLE).get(arch) or canonical_name(arch)
                 shares = {designs.key_of(row): float(row["share"]) for row in of_network}
                 about = {"about": getattr(designs, name).__doc__} if arch.startswith("NADs_scripts") else {}
-                found = {"shares": on_map(designs.mirror(shares) if "designs" in file else shares), "file": file}
+                if "designs" in file:  # one of each pair of mirror images
+                    shares |= {canonical_frequency(y, -x): share for (y, x), share in shares.items()}
+                found = {"shares": on_map(shares), "file": file}
                 id_ = f"{arch}-{variant.replace(' ', '-')}" if variant else arch
                 entries[name] = {"id": id_, "atlas": not (rows or variant or about)} | about | found
     return entries
@@ -94,14 +91,18 @@ def add_measured(entries: dict[str, dict], results: Path) -> None:
             arch, no_pooling, sigma, bf16 = match.groups()
             published = runs.read_rows(path.with_name(f"{path.stem}_published.csv"))
             entry = by_id.get(f"{arch}-without-pooling" if no_pooling else arch)
-            cells = means(runs.read_rows(path, KEYS), *KEYS)
-            sources.append((entry, cells, sigma or f"{SIGMA['fourier']:g}", bf16, path.name, published))
+            cells = means(runs.read_rows(path, FREQUENCY), *FREQUENCY)
+            # The paper's map is at σ = 3 with pooling; its ablation fits σ = 1.
+            of_paper = bool(no_pooling) == bool(sigma)
+            sources.append((entry, cells, sigma or f"{SIGMA['fourier']:g}", bf16, path.name, published, of_paper))
     for name, rows in by_network(results / "designs" / "accuracies.csv").items():
-        cells = designs.mirror(means(rows, *KEYS))
-        sources.append((entries.get(name), cells, f"{SIGMA['fourier']:g}", True, "designs/accuracies.csv", []))
-    for entry, cells, sigma, bf16, file, published in sources:
+        cells = designs.unfolded(designs.folded(means(rows, *FREQUENCY)))
+        file = "designs/accuracies.csv"
+        sources.append((entries.get(name), cells, f"{SIGMA['fourier']:g}", True, file, [], False))
+    for entry, cells, sigma, bf16, file, published, of_paper in sources:
         if entry and cells:
             found = {"sigma": sigma, "precision": "bf16" if bf16 else "fp32", "values": on_map(cells), "file": file}
+            found |= {"kind": "the paper’s" if of_paper else "found here", "symmetric": file.startswith("designs/")}
             entry.setdefault("measured", []).append(found | {"published": published[0] if published else None})
             entry["measured"].sort(key=lambda one: -float(one["sigma"]))  # the paper's first
 
@@ -177,6 +178,7 @@ def page(results: Path) -> str:
     return (Path(__file__).with_name("template.html")).read_text(encoding="utf-8").replace("{{data}}", text)
 
 
+@cli.one_line_errors
 def main(argv: list[str] | None = None) -> None:
     """Write the page, whole or not at all."""
     parser = cli.ArgumentParser(__doc__)

@@ -12,6 +12,7 @@ from models import build_model
 from NADs_scripts import atlas, designs
 from tests.helpers import refusal, rows
 from utils import runs
+from utils.directions import canonical_frequency
 from utils.last_layer import last_linear
 
 FEW = {"logreg": "paper", "lenet": "paper", "tests.tiny_networks:nan_head": "tiny"}  # the last takes 8×8 pixels only
@@ -48,7 +49,10 @@ def test_atlas_names_the_nearest_by_the_rms_factor(few, capsys):
     atlas.main(["--arch", "LogReg", "--output", str(few)])
     found = re.findall(r"(\w+): its shares differ by a factor of ([\d.]+)", capsys.readouterr().out)
     assert found == [("like", "2.00"), ("unlike", "8.00")]
-    assert "does not take 1x96x96 images" in refusal(capsys, atlas.main, "--arch", "tests.tiny_networks:nan_head")
+    unmapped = "--arch", "tests.tiny_networks:nan_head", "--output", few
+    assert "does not take 1x96x96 images" in refusal(capsys, atlas.main, *unmapped)
+    runs.save_array(few / "maps.npy", np.ones((2, 16, 16)))
+    assert "(2, 16, 16) for 3 rows" in refusal(capsys, atlas.main, *unmapped)
 
 
 def test_roughness_is_zero_for_a_map_that_depends_on_the_radius_band_alone():
@@ -77,15 +81,20 @@ def test_predictors_of_logistic_regression_are_known():
 
 
 def test_summary_ranks_and_finds_where_accuracy_passes():
-    cells = [(0, -2 * k) for k in range(8)]
-    table = [{"frequency_y": y, "frequency_x": x} | dict.fromkeys(designs.PREDICTORS, 2.0**x) for y, x in cells]
-    accuracies = dict(zip(cells, (99, 90, 80, 74, 60, 55, 50, 50), strict=True))
-    found = designs.summary(table, accuracies)
+    cells = [(0, 2 * k) for k in range(8)]
+    predictions = {name: {(y, x): 2.0**-x for y, x in cells} for name in designs.PREDICTORS}
+    found = designs.summary(predictions, dict(zip(cells, (99, 90, 80, 74, 60, 55, 50, 50), strict=True)))
     assert (found["learnt"], found["unlearnt"]) == (3, 3)
-    assert found["auc_share"] == found["auc_low_frequency"] == "1"
-    assert float(found["share_passing"]) == 2.0**-4 and found["spearman_above_chance"] == "1"
-    nothing = designs.summary(table, dict.fromkeys(cells, 50.0))
+    assert float(found["auc_share"]) == float(found["auc_low_frequency"]) == float(found["spearman_above_chance"]) == 1
+    assert float(found["share_passing"]) == pytest.approx(2.0**-4, abs=1e-3)
+    nothing = designs.summary(predictions, dict.fromkeys(cells, 50.0))
     assert nothing["auc_share"] == nothing["share_passing"] == ""
+
+
+def test_folding_means_over_the_symmetric_cells_and_unfolding_gives_them_back():
+    whole = {canonical_frequency(y, x): float(abs(y) + abs(x)) for y, x in CELLS}
+    assert designs.folded({(0, -2): 1.0, (-2, 0): 3.0}) == {(0, 2): 2.0}
+    assert designs.unfolded(designs.folded(whole)) == whole and len(designs.folded(whole)) == 45
 
 
 def test_designs_script_reports_what_is_in_results(tmp_path, monkeypatch, capsys):
@@ -94,6 +103,6 @@ def test_designs_script_reports_what_is_in_results(tmp_path, monkeypatch, capsys
     before = (tmp_path / "accuracies.csv").read_text()
     monkeypatch.chdir(tmp_path)  # without runs of its own
     designs.main(["--output", str(tmp_path)])
-    assert "AUC of the share" in capsys.readouterr().out
+    assert "auc_share" in capsys.readouterr().out
     assert (tmp_path / "accuracies.csv").read_text() == before
     assert (tmp_path / "maps.png").exists() and (tmp_path / "accuracies.png").exists()

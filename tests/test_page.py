@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from docs import make_page
+from NADs_scripts import designs
 from tests.helpers import ROOT, rows
 from utils import plotting, runs
 from utils.directions import canonical_frequency, frequency_grid
@@ -49,10 +50,13 @@ def test_the_page_is_one_file_that_loads_nothing(made):
     assert set(re.findall(r'(?:href="#|for="|labelledby=")([^"]+)"', made)) <= ids
 
 
-def on_map(table, column, both):
-    """A column by cell as it stands in the table; of `both` mirror images where one was looked at for both."""
+def on_map(table, column, file):
+    """A column by cell as it stands in the table; of the designs also mirror images, and for accuracies transposes."""
     cells = {(int(row["frequency_y"]), int(row["frequency_x"])): row[column] for row in table}
-    mirrored = {canonical_frequency(y, -x): text for (y, x), text in cells.items()} if both else {}
+    if file == "designs/accuracies.csv":
+        numbers = designs.unfolded(designs.folded({cell: float(text) for cell, text in cells.items()}))
+        cells = {cell: f"{number:.6g}" for cell, number in numbers.items()}
+    mirrored = {canonical_frequency(y, -x): text for (y, x), text in cells.items()} if "designs" in file else {}
     return [(mirrored | cells).get(cell, "-") for cell in CELLS]
 
 
@@ -63,7 +67,7 @@ def test_the_maps_are_those_of_the_tables_as_they_stand_there(made):
             if one["file"] != "atlas/atlas.csv":  # its maps are in an array
                 table = [row for row in rows(RESULTS / one["file"]) if row.get("network", name) == name]
                 values, column = (one["shares"], "share") if one is entry else (one["values"], "test_accuracy")
-                assert values.split() == on_map(table, column, "designs" in one["file"])
+                assert values.split() == on_map(table, column, one["file"])
                 seen.add(one["file"])
     trained = {path.name for path in RESULTS.glob("directional_bias_*.csv") if "published" not in path.name}
     assert trained | {"prediction/maps.csv", "designs/predictions.csv", "designs/accuracies.csv"} <= seen

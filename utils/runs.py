@@ -183,13 +183,8 @@ def do_items(
 ) -> list[dict[str, str]]:
     """Do the items that an open run lacks, shared among the ranks, one row each; return all rows once all are done.
 
-    Args:
-        folder: of the run.
-        keys: columns of the rows, whole numbers that together name an item; the rows are in their order.
-        items: the values of the keys of all that is asked for.
-        work: does one item, and returns the rest of its row; it may keep its state in a file of this name meanwhile.
-        what: the items in words, for the announcement.
-        device: where they are done.
+    `keys` are columns, whole numbers that together name an item, and `items` their values. `work` does one item, and
+    returns the rest of its row; it may keep its state in a file of this name meanwhile.
     """
 
     def checkpoint_of(item: tuple[int, ...]) -> Path:
