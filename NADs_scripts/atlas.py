@@ -34,7 +34,7 @@ LEAST = 2.0**-20  # a share that is zero, but for its logarithm
 NUM_BANDS = 8  # of the radius |k|, from 0 to the corner of the map
 FINDINGS = {
     "depth": ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "vgg11_bn", "vgg19_bn"),
-    "patches": ("vit_b_16", "vit_b_32", "swin_t", "convnext_tiny", "efficientnet_b0", "alexnet"),
+    "patches": ("vit_b_16", "vit_b_32", "swin_t", "swin_v2_t", "convnext_tiny", "alexnet"),
 }
 
 
