@@ -141,3 +141,31 @@ def test_the_numbers_in_where_it_differs_are_those_of_the_files():
     flipped, original = (column(f"{name}_lenet", "train_accuracy").item() for name in ("flip", "original"))
     assert "it gives {:.1f} and {:.1f} (published".format(*along) in said
     assert f"{flipped:.1f} % training accuracy" in said and f"against {original:.1f} for the original" in said
+
+
+def test_the_numbers_of_the_table_of_designs_are_those_of_their_summary():
+    found = {f"`{row['network']}`": row for row in rows("designs/summary")}
+    table = {name: cells for name, _, *cells in table_of(README, "network")}
+    assert table.keys() == found.keys()
+    columns = [("cells", "learnt", "unlearnt"), ("lowest", "highest"), ("auc_share",), ("auc_low_frequency",)]
+    columns += [("spearman_above_chance",), ("share_passing",)]
+    for name, cells in table.items():
+        for keys, cell in zip(columns, cells, strict=True):
+            values = [float(found[name][key]) for key in keys if found[name][key]]
+            assert says(cell.replace("–", " "), values), (name, cell, values)
+
+
+def test_what_the_atlas_is_said_to_show_is_in_its_table():
+    atlas = {row["architecture"].removeprefix("torchvision:"): row for row in rows("atlas/atlas")}
+    mapped = [name for name, row in atlas.items() if not row["why_not"]]
+    said = " ".join(README.split())
+    assert f"An atlas of {len(mapped)} architectures" in said and f"{len(mapped) - 5} of the 80" in said
+    of = lambda column, *names: [float(atlas[name][column]) for name in names]  # noqa: E731
+    first, last = of("smallest", "resnet18", "resnet152")
+    assert f"falls from {first:.2f} to {last:.2f}" in said
+    assert "agree to {:.2f}, and to {:.2f}".format(*of("agreement", "resnet18", "resnet152")) in said
+    assert "rises from {:.2f} to {:.2f}".format(*of("smallest", "vgg11", "vgg19")) in said
+    flat = [name for name in mapped if name.startswith(("convnext", "swin_t", "swin_s", "swin_b"))] + ["vit_b_32"]
+    assert min(of("smallest", *flat)) > 0.67 and max(of("largest", *flat)) < 1.7
+    assert round(max(of("agreement", *flat)), 2) <= 0.08
+    assert min(of("smallest", "vit_b_16")) > 2.5 and max(of("largest", "vit_b_16")) < 4.5
