@@ -19,7 +19,7 @@ right order.
 import math
 import time
 from argparse import Namespace
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -139,9 +139,11 @@ def share(along: np.ndarray, total: np.ndarray, dimension: int) -> np.ndarray:
     return dimension * along.sum(0) / total.sum()
 
 
-def auc(learnt: Iterable[float], unlearnt: Iterable[float]) -> float:
-    """The part of all pairs of a learnt and an unlearnt direction in which the learnt one has the larger score."""
-    learnt, unlearnt = list(learnt), list(unlearnt)
+def auc(scores: np.ndarray, accuracies: np.ndarray) -> float:
+    """The part of all pairs of a learnt and an unlearnt direction in which the learnt has the larger score; or nan."""
+    learnt, unlearnt = scores[accuracies > LEARNT], scores[accuracies <= UNLEARNT]
+    if not len(learnt) or not len(unlearnt):
+        return math.nan
     return float(stats.mannwhitneyu(learnt, unlearnt).statistic / (len(learnt) * len(unlearnt)))
 
 
@@ -234,18 +236,14 @@ def compare_prediction(
 ) -> None:
     """Print how shares rank the accuracies of trainings, beside "the lower the frequency, the easier", and draw it."""
     keyed = [(index, key_of(index, args), accuracy) for index, accuracy in accuracies]
-    both = [(index, shares[key], accuracy) for index, key, accuracy in keyed if key in shares]
-    learnt = [(index, value) for index, value, accuracy in both if accuracy > LEARNT]
-    unlearnt = [(index, value) for index, value, accuracy in both if accuracy <= UNLEARNT]
-    counts = f"{len(learnt)} of {len(both)} above {LEARNT:g} %, {len(unlearnt)} at {UNLEARNT:g} % and below"
-    if not learnt or not unlearnt:
+    both = [(shares[key], -math.hypot(*index), accuracy) for index, key, accuracy in keyed if key in shares]
+    x, low, y = np.array(both).reshape(-1, 3).T
+    learnt, unlearnt = (y > LEARNT).sum(), (y <= UNLEARNT).sum()
+    counts = f"{learnt} of {len(y)} above {LEARNT:g} %, {unlearnt} at {UNLEARNT:g} % and below"
+    if math.isnan(auc(x, y)):
         return print(f"prediction against {which} accuracies: {counts}, so there is nothing to rank")
-    found = f"AUC {auc((value for _, value in learnt), (value for _, value in unlearnt)):.3f}"
-    if args.directions == "fourier":
-        low = auc((-math.hypot(*index) for index, _ in learnt), (-math.hypot(*index) for index, _ in unlearnt))
-        found += f" (by “the lower the frequency, the easier”: {low:.3f})"
-    x, y = np.array([(value, accuracy) for _, value, accuracy in both]).T
-    found += f", Spearman {stats.spearmanr(x, y)[0]:.3f}"
+    rule = f" (by “the lower the frequency, the easier”: {auc(low, y):.3f})" if args.directions == "fourier" else ""
+    found = f"AUC {auc(x, y):.3f}{rule}, Spearman {stats.spearmanr(x, y)[0]:.3f}"
     print(f"prediction against {which} accuracies: {counts}; {found}")
     labels = {"xlabel": "predicted share of the variance", "ylabel": f"{which} test accuracy (%)", "xscale": "log"}
     figure = plotting.scatter_figure(x, y, title=title_name(args), **labels)

@@ -228,10 +228,7 @@ def summary(predictions: dict[str, dict], accuracies: dict[tuple[int, int], floa
     learnt, unlearnt, above = accuracy > LEARNT, accuracy <= UNLEARNT, accuracy > UNLEARNT
     row = {"cells": len(cells), "learnt": int(learnt.sum()), "unlearnt": int(unlearnt.sum())}
     row |= {"lowest": f"{accuracy.min():.1f}", "highest": f"{accuracy.max():.1f}"}
-    ranked = learnt.any() and unlearnt.any()
-    numbers = {
-        f"auc_{name}": auc(score[learnt], score[unlearnt]) if ranked else math.nan for name, score in scores.items()
-    }
+    numbers = {f"auc_{name}": auc(score, accuracy) for name, score in scores.items()}
     enough = above.sum() > 2
     numbers["spearman_above_chance"] = (
         stats.spearmanr(scores["share"][above], accuracy[above])[0] if enough else math.nan

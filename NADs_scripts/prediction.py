@@ -15,7 +15,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from directional_bias import LEARNT, ROOT, UNLEARNT, auc, share, variance_along
+from directional_bias import ROOT, auc, share, variance_along
 from models import paper_name
 from utils import cli, plotting, runs
 from utils.directions import canonical_frequency, fourier_map
@@ -49,9 +49,8 @@ def measured_map(arch: str, pooling: bool) -> dict[tuple[int, ...], float]:
 
 def auc_of(shares: dict[tuple[int, ...], float], accuracies: dict[tuple[int, ...], float]) -> str:
     """AUC of the shares for the learnt against the unlearnt cells, "" without either."""
-    learnt = [shares[key] for key, accuracy in accuracies.items() if accuracy > LEARNT]
-    unlearnt = [shares[key] for key, accuracy in accuracies.items() if accuracy <= UNLEARNT]
-    return f"{auc(learnt, unlearnt):.3f}" if learnt and unlearnt else ""
+    value = auc(np.array([shares[key] for key in accuracies]), np.array(list(accuracies.values())))
+    return f"{value:.3f}" if np.isfinite(value) else ""
 
 
 @cli.one_line_errors

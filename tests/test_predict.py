@@ -87,7 +87,9 @@ def test_a_network_that_does_not_end_in_a_linear_layer_is_sampled(tmp_path, caps
 @given(*[st.lists(st.integers(0, 5), min_size=1, max_size=6)] * 2)
 def test_auc_counts_the_pairs_in_the_right_order_and_half_of_the_ties(learnt, unlearnt):
     pairs = [(a > b) + (a == b) / 2 for a in learnt for b in unlearnt]
-    assert auc(learnt, iter(unlearnt)) == pytest.approx(np.mean(pairs))
+    accuracies = np.array([80.0] * len(learnt) + [50.0] * len(unlearnt))
+    assert auc(np.array([*learnt, *unlearnt]), accuracies) == pytest.approx(np.mean(pairs))
+    assert np.isnan(auc(np.array(learnt), np.full(len(learnt), 80.0)))
 
 
 # --- The command
