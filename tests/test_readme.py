@@ -23,6 +23,7 @@ SMALL = {
     "NADs_scripts/step_effect.py": "--num-networks 4 --output {output}",
     "NADs_scripts/figure.py": "--output {output}/nads.png",
     "NADs_scripts/compare.py": "",
+    "NADs_scripts/atlas.py": "--arch logreg",
 }
 
 
