@@ -6,7 +6,7 @@
 The predictions were committed before the first training. The nine are trained on the whole map, which is 45 cells:
 transposes are one experiment for them, mirror images nearly (three were trained on both transposes; where there are
 several, means are compared). The two of torchvision are trained on ten cells that span their shares; all in bf16, a
-variant of the recipe. Two more predictors stand beside the share, which cannot be compared between architectures.
+variant of the recipe.
 """
 
 import math
@@ -22,15 +22,13 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import directional_bias
-from directional_bias import DATA, KEYS, LEARNT, ROOT, SIGMA, UNLEARNT, auc, share, variance_along
-from models import build_model
-from utils import cli, plotting, runs, seeding
+from directional_bias import KEYS, LEARNT, ROOT, UNLEARNT, auc, share, variance_along
+from utils import cli, plotting, runs
 from utils.directions import canonical_frequency, fourier_map
-from utils.last_layer import draw_network, last_linear, network_rows, weight_rms
 
 RUNS = Path("runs/designs")
 FREQUENCY = KEYS["fourier"]
-PREDICTORS = ("share", "calibrated_share", "signal")
+NUM_NETWORKS = 8  # untrained ones for each prediction
 
 
 def lenet(num_classes: int, *stages: nn.Module, activation: type[nn.Module] = nn.ReLU) -> nn.Module:
@@ -115,47 +113,18 @@ def quarter_map() -> dict[tuple[int, int], torch.Tensor]:
     return fourier_map(frequencies=[(y, x) for y in half for x in half])
 
 
-def predictors(arch: str, directions: torch.Tensor, *, num_networks: int = 8) -> dict[str, np.ndarray]:
-    """What may tell how well a direction is learnt, (n,) each, from untrained networks.
-
-    The share, as `--predict` has it; the same share for networks whose batch norms hold the statistics of the noise, as
-    they do in training; and of these the signal against the noise of the output, n·ε²·Σ(Δ·v)² / Σ Var h(x),
-    x ~ N(0, σ²I), with n training samples.
-    """
-    sigma, flat = SIGMA["fourier"], directions.flatten(1)
-    along, total, variance = np.zeros((num_networks, len(flat))), np.zeros(num_networks), 0.0
-    for number in range(num_networks):
-        generator = seeding.generator("cpu", 0, "noise of prediction", number)
-        noise = sigma * torch.randn((512, *directions.shape[1:]), generator=generator)
-        network = draw_network(lambda: build_model(arch, 1, 1), "cpu", 0, "network", number)
-        for module in network.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.momentum = None  # the mean over what it has seen: one batch
-        with torch.no_grad():
-            network.train()(noise)
-        scale = weight_rms(last_linear(network.eval(), noise[0]))
-        rows = network_rows(network, noise[0])  # σ_w·Δ; from here on the network has no last layer
-        along[number] = (rows @ flat.T).double().square().sum(0)
-        total[number] = rows.double().square().sum()
-        variance += scale**2 * network(noise).double().var(0).sum().item()
-    signal = DATA["num_train"] * DATA["epsilon"] ** 2 * along.sum(0) / variance
-    plain = share(*variance_along(directions, arch=arch, num_networks=num_networks), flat.shape[1])
-    return dict(zip(PREDICTORS, (plain, share(along, total, flat.shape[1]), signal), strict=True))
-
-
 def predict(path: Path) -> None:
     """Write one row for each network and cell; the cells to train on are marked."""
     images, rows = quarter_map(), []
     directions = torch.stack(list(images.values()))
     for name, arch in (WHOLE | TEN_CELLS).items():
-        found = predictors(arch, directions)
-        order = np.argsort(found["share"])
+        shares = share(*variance_along(directions, arch=arch, num_networks=NUM_NETWORKS), directions[0].numel())
+        order = np.argsort(shares)
         spread = set(order[np.linspace(0, len(order) - 1, 10).round().astype(int)]) if name in TEN_CELLS else order
         for number, key in enumerate(images):
-            values = {predictor: f"{found[predictor][number]:.5g}" for predictor in PREDICTORS}
             cell = dict(zip(FREQUENCY, key, strict=True)) | {"train": int(number in spread)}
-            rows.append({"network": name} | cell | values)
-        print(f"{name}: shares {found['share'].min():.3g} to {found['share'].max():.3g}", flush=True)
+            rows.append({"network": name} | cell | {"share": f"{shares[number]:.5g}"})
+        print(f"{name}: shares {shares.min():.3g} to {shares.max():.3g}", flush=True)
     runs.write_rows(path, rows)
 
 
@@ -219,21 +188,18 @@ def passing_value(values: np.ndarray, accuracies: np.ndarray) -> float:
     return float(values[order][above.argmax()]) if above.any() and not above.all() else math.nan
 
 
-def summary(predictions: dict[str, dict], accuracies: dict[tuple[int, int], float]) -> dict[str, str | int]:
-    """How well each predictor ranks the cells of one network; without learnt or unlearnt cells there is no rank."""
+def summary(shares: dict[tuple[int, int], float], accuracies: dict[tuple[int, int], float]) -> dict[str, str | int]:
+    """How well the shares rank the cells of one network; without learnt or unlearnt cells there is no AUC."""
     cells = [key for key, accuracy in accuracies.items() if math.isfinite(accuracy)]
-    accuracy = np.array([accuracies[key] for key in cells])
-    scores = {name: np.array([values[key] for key in cells]) for name, values in predictions.items()}
-    scores["low_frequency"] = np.array([-math.hypot(*key) for key in cells])
-    learnt, unlearnt, above = accuracy > LEARNT, accuracy <= UNLEARNT, accuracy > UNLEARNT
-    row = {"cells": len(cells), "learnt": int(learnt.sum()), "unlearnt": int(unlearnt.sum())}
+    accuracy, values = np.array([[accuracies[key], shares[key]] for key in cells]).T
+    above = accuracy > UNLEARNT
+    row = {"cells": len(cells), "learnt": int((accuracy > LEARNT).sum()), "unlearnt": int((~above).sum())}
     row |= {"lowest": f"{accuracy.min():.1f}", "highest": f"{accuracy.max():.1f}"}
-    numbers = {f"auc_{name}": auc(score, accuracy) for name, score in scores.items()}
-    enough = above.sum() > 2
-    numbers["spearman_above_chance"] = (
-        stats.spearmanr(scores["share"][above], accuracy[above])[0] if enough else math.nan
-    )
-    numbers |= {f"{name}_passing": passing_value(scores[name], accuracy) for name in predictions}
+    numbers = {"auc_share": auc(values, accuracy)}
+    numbers["auc_low_frequency"] = auc(np.array([-math.hypot(*key) for key in cells]), accuracy)
+    few = above.sum() < 3
+    numbers["spearman_above_chance"] = math.nan if few else stats.spearmanr(values[above], accuracy[above])[0]
+    numbers["share_passing"] = passing_value(values, accuracy)
     return row | {name: f"{value:.3f}" if math.isfinite(value) else "" for name, value in numbers.items()}
 
 
@@ -242,13 +208,12 @@ def report(rows: list[dict[str, str]], accuracies: dict[str, dict[tuple[int, int
     table, maps, panels = [], {}, {}
     for name, found in accuracies.items():
         own = [row for row in rows if row["network"] == name]
-        predictions = {what: folded({key_of(row): float(row[what]) for row in own}) for what in PREDICTORS}
-        trained = folded(found)
-        table.append({"network": name} | summary(predictions, trained))
+        shares, trained = folded({key_of(row): float(row["share"]) for row in own}), folded(found)
+        table.append({"network": name} | summary(shares, trained))
         print(", ".join(f"{key} {value}" for key, value in table[-1].items() if value != ""))
         if name in WHOLE:
-            maps[name] = (unfolded(predictions["share"]), unfolded(trained), {})
-        pairs = [(predictions["share"][key], accuracy) for key, accuracy in trained.items()]
+            maps[name] = (unfolded(shares), unfolded(trained), {})
+        pairs = [(shares[key], accuracy) for key, accuracy in trained.items()]
         panels[f"{name}\nAUC {table[-1]['auc_share'] or '–'}"] = np.array(pairs).T
     runs.write_rows(output / "summary.csv", table)
     new = [row for row in table if row["network"] in WHOLE and row["network"] != "LeNet"]

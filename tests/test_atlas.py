@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from directional_bias import share, variance_along
 from models import build_model
 from NADs_scripts import atlas, designs
 from tests.helpers import refusal, rows
@@ -16,6 +17,7 @@ from utils.directions import canonical_frequency
 from utils.last_layer import last_linear
 
 FEW = {"logreg": "paper", "lenet": "paper", "tests.tiny_networks:nan_head": "tiny"}  # the last takes 8×8 pixels only
+PREDICTIONS = rows(designs.ROOT / "results" / "designs" / "predictions.csv")
 CELLS = [[y, x] for y in range(-16, 15, 2) for x in range(-16, 15, 2)]
 
 
@@ -72,22 +74,23 @@ def test_designs_are_short_networks_with_a_linear_layer_of_their_own(design):
     assert last_linear(network.eval(), torch.zeros(1, 32, 32)).out_features == 2
 
 
-def test_predictors_of_logistic_regression_are_known():
-    """Without a trunk: Δ = I, a share of 1 everywhere, and a signal of n·ε²/(D·σ²)."""
-    directions = torch.stack(list(designs.quarter_map().values())[:5])
-    found = designs.predictors("logreg", directions, num_networks=2)
-    for name, expected in zip(designs.PREDICTORS, (1, 1, 10_000 / (1024 * 9)), strict=True):
-        np.testing.assert_allclose(found[name], expected, rtol=0.01)
+def test_the_committed_predictions_come_out_again():
+    images = designs.quarter_map()
+    directions = torch.stack(list(images.values()))
+    along, total = variance_along(directions, arch=designs.WHOLE["strided"], num_networks=designs.NUM_NETWORKS)
+    committed = {designs.key_of(row): float(row["share"]) for row in PREDICTIONS if row["network"] == "strided"}
+    assert list(committed) == list(images)
+    np.testing.assert_allclose(share(along, total, 1024), list(committed.values()), rtol=1e-3)
 
 
 def test_summary_ranks_and_finds_where_accuracy_passes():
     cells = [(0, 2 * k) for k in range(8)]
-    predictions = {name: {(y, x): 2.0**-x for y, x in cells} for name in designs.PREDICTORS}
-    found = designs.summary(predictions, dict(zip(cells, (99, 90, 80, 74, 60, 55, 50, 50), strict=True)))
+    shares = {(y, x): 2.0**-x for y, x in cells}
+    found = designs.summary(shares, dict(zip(cells, (99, 90, 80, 74, 60, 55, 50, 50), strict=True)))
     assert (found["learnt"], found["unlearnt"]) == (3, 3)
     assert float(found["auc_share"]) == float(found["auc_low_frequency"]) == float(found["spearman_above_chance"]) == 1
     assert float(found["share_passing"]) == pytest.approx(2.0**-4, abs=1e-3)
-    nothing = designs.summary(predictions, dict.fromkeys(cells, 50.0))
+    nothing = designs.summary(shares, dict.fromkeys(cells, 50.0))
     assert nothing["auc_share"] == nothing["share_passing"] == ""
 
 
