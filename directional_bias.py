@@ -31,7 +31,7 @@ from tqdm import tqdm
 from models import build_model, canonical_name, paper_name
 from utils import cli, distributed, plotting, runs, seeding
 from utils.directions import canonical_frequency, fourier_map, load_nads, random_direction
-from utils.last_layer import draw_network, last_linear, network_rows
+from utils.last_layer import draw_network, estimator_for, network_rows
 from utils.linear_data import sample_linear_data
 from utils.training import evaluate, train
 
@@ -91,7 +91,7 @@ def variance_along(
     *,
     arch: str = "lenet",
     pooling: bool = True,
-    num_networks: int | None = None,
+    num_networks: int = NUM_NETWORKS["marginal"],
     sigma: float = SIGMA["fourier"],
     step: float = 100.0,
     seed: int = 0,
@@ -113,14 +113,13 @@ def variance_along(
         build = lambda: build_model(arch, num_channels, 1, image_size, pooling)  # noqa: E731
         return draw_network(build, device, seed, "network", number), point.to(device)
 
-    estimator = "sampled" if last_linear(*draw(0)) is None else "marginal"
-    num_networks = num_networks or NUM_NETWORKS[estimator]
     along = torch.zeros(num_networks, len(flat) + 1, dtype=torch.float64)
     mine = distributed.share(range(num_networks))
     problem = "a network of another rank has no finite rows"
     for number in tqdm(mine, desc=f"{arch}, untrained networks", disable=distributed.rank() > 0, delay=1):
         try:
-            rows = network_rows(*draw(number), estimator=estimator, step=step)  # (F, D)
+            network, point = draw(number)
+            rows = network_rows(network, point, estimator=estimator_for(network, point), step=step)  # (F, D)
             along[number, :-1] = (rows @ flat.T).double().square().sum(0).cpu()
             along[number, -1] = rows.square().sum(dtype=torch.float64).cpu()
         except ValueError as error:
@@ -381,8 +380,7 @@ def main(argv: list[str] | None = None) -> None:
         distributed.launch(run, args, directions, device=args.device, num_parameters=num_parameters)
     else:
         blank = next(iter(directions.values()))
-        estimator = "sampled" if last_linear(model.eval(), blank) is None else "marginal"
-        args.predict = args.predict or NUM_NETWORKS[estimator]
+        args.predict = args.predict or NUM_NETWORKS[estimator_for(model.eval(), blank)]
         distributed.launch(predict, args, directions, device=args.device)
 
 

@@ -30,7 +30,7 @@ from models import build_model, canonical_name, paper_name
 from utils import cli, distributed, plotting, runs, seeding
 from utils.covariance import GradientSum, NADs, nads_from_covariance, share_of_variance
 from utils.directions import fourier_map
-from utils.last_layer import draw_network, last_linear, network_rows
+from utils.last_layer import draw_network, estimator_for, network_rows
 
 ROOT = Path(__file__).resolve().parent
 # The paper draws 10,000 networks; with the last layer integrated out, 1,000 give more.
@@ -186,7 +186,7 @@ def main(argv: list[str] | None = None) -> None:
     cli.check_precision(args)
     model = build_model(args.arch, args.num_channels, 1, args.image_size)
     blank = torch.zeros(args.num_channels, args.image_size, args.image_size)
-    if args.estimator == "marginal" and last_linear(model.eval(), blank) is None:
+    if args.estimator == "marginal" and estimator_for(model.eval(), blank) == "sampled":
         raise ValueError(f"{args.arch} does not end in a linear layer of its own: use --estimator sampled")
     runs.check_settings(args.run, settings(args))
     done = read_sums(args.run, blank.numel()).numbers

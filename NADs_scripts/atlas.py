@@ -24,7 +24,7 @@ from directional_bias import ROOT, share, variance_along
 from models import build_model, canonical_name, paper_name
 from utils import cli, distributed, plotting, runs
 from utils.directions import fourier_map, frequency_grid, load_array
-from utils.last_layer import last_linear
+from utils.last_layer import estimator_for
 
 PAPER = ("logreg", "lenet", "vgg11", "resnet18", "densenet121")
 IMAGE_SIZES = (32, 64, 96)
@@ -55,7 +55,7 @@ def predict_map(arch: str, device: torch.device) -> dict:
             model = build_model(arch, 1, 1, size).eval()
             images = fourier_map(size)
             directions = torch.stack(list(images.values()))
-            estimator = "sampled" if last_linear(model, directions[0]) is None else "marginal"
+            estimator = estimator_for(model, directions[0])
             num_parameters = sum(parameter.numel() for parameter in model.parameters())
             del model
             num_networks = 100 if estimator == "sampled" else 8 if num_parameters < SMALL_MODEL else 2
@@ -99,18 +99,17 @@ def row_of(arch: str, family: str, found: dict) -> dict:
     logs = np.log2(values)
     roughness = np.std(logs - np.array([logs[bands == band].mean() for band in range(NUM_BANDS)])[bands])
     numbers = {"smallest": values.min(), "median": np.median(values), "largest": values.max()}
-    numbers |= {
-        "below_a_third": np.where(np.isnan(values), np.nan, values < 1 / 3).mean(),
-        "agreement": found.get("agreement", np.nan),
+    numbers |= {"below_a_third": np.where(np.isnan(values), np.nan, values < 1 / 3).mean()}
+    numbers |= {"agreement": found.get("agreement", np.nan), "roughness": roughness} | {
+        f"band_{band}": value for band, value in enumerate(radial)
     }
-    numbers |= {"roughness": roughness} | {f"band_{band}": value for band, value in enumerate(radial)}
     row |= {name: f"{value:.4g}" if np.isfinite(value) else "" for name, value in numbers.items()}
     return row | {"why_not": found.get("why_not", "")}
 
 
 @cli.one_line_errors
 def run(args: Namespace) -> None:
-    """Look at the architectures that are missing, then write the tables and draw the figures."""
+    """Predict the maps that are missing, then write the tables and draw the figures."""
     device, folder, families = distributed.rank_device(args.device), ROOT / "runs" / "atlas", architectures()
     files = {arch: folder / f"{paper_name(arch)}.json" for arch in families}
     with runs.open_run(folder, {"image_sizes": IMAGE_SIZES, "small_model": SMALL_MODEL}, device):
@@ -162,11 +161,10 @@ def report(families: dict[str, str], found: dict[str, dict], folder: Path) -> No
     links = hierarchy.linkage(logs.reshape(len(logs), -1), "ward", optimal_ordering=True)
     figure = plotting.sheet_figure(np.exp2(logs), [short_name(arch) for arch in mapped], links)
     plotting.save_figure(figure, folder / "sheet.png")
-    by_name = {row["architecture"]: row for row in rows if not row["why_not"]}
     groups: dict[str, list] = {}
-    for arch, row in by_name.items():
+    for row in (row for row in rows if not row["why_not"]):
         slope = float(row["band_0"]) / float(row[f"band_{NUM_BANDS - 1}"])
-        family = f"{paper_name(arch)} (paper)" if row["family"] == "paper" else row["family"]
+        family = f"{paper_name(row['architecture'])} (paper)" if row["family"] == "paper" else row["family"]
         groups.setdefault(family, []).append((slope, float(row["roughness"])))
     plotting.save_figure(plotting.families_figure(groups), folder / "families.png")
     for finding, names in FINDINGS.items():

@@ -15,7 +15,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from directional_bias import ROOT, auc, share, variance_along
+from directional_bias import KEYS, ROOT, auc, share, variance_along
 from models import paper_name
 from utils import cli, plotting, runs
 from utils.directions import canonical_frequency, fourier_map
@@ -26,7 +26,7 @@ STUDIED = [  # architecture, with pooling, seeds, networks for each
     ("lenet", False, (0, 1, 2), 8),
     ("resnet18", False, (0,), 1),  # minutes
 ]
-KEYS = ("frequency_y", "frequency_x")
+FREQUENCY = KEYS["fourier"]
 
 
 def kept(folder: Path, arch: str, pooling: bool, seed: int, num_networks: int, directions: torch.Tensor) -> np.ndarray:
@@ -43,8 +43,8 @@ def measured_map(arch: str, pooling: bool) -> dict[tuple[int, ...], float]:
     """The accuracies in results/, fp32 or bf16, by canonical frequency; none where none was measured."""
     name = f"directional_bias_{arch}{'' if pooling else '_nopooling'}"
     files = [ROOT / "results" / f"{name}{precision}.csv" for precision in ("", "_bf16")]
-    rows = [row for file in files for row in runs.read_rows(file, KEYS)]
-    return {index: mean for index, (mean, _, _) in runs.mean_and_spread(rows, KEYS).items()}
+    rows = [row for file in files for row in runs.read_rows(file, FREQUENCY)]
+    return {index: mean for index, (mean, _, _) in runs.mean_and_spread(rows, FREQUENCY).items()}
 
 
 def auc_of(shares: dict[tuple[int, ...], float], accuracies: dict[tuple[int, ...], float]) -> str:
@@ -70,12 +70,12 @@ def main(argv: list[str] | None = None) -> None:
         best = share(*np.split(found.reshape(-1, len(images) + 1), [-1], 1), 1024)
         accuracies, published = measured_map(arch, pooling), {}
         if args.published and pooling and arch in runs.published_rows(args.published)[0]:
-            rows = runs.read_published(args.published, KEYS, arch)
+            rows = runs.read_published(args.published, FREQUENCY, arch)
             published = {canonical_frequency(*index): accuracy for index, accuracy in rows}
         name = paper_name(arch) + ("" if pooling else " without pooling")
         columns[name] = (dict(zip(images, best.tolist(), strict=True)), accuracies, published)
         for key, value in zip(images, best, strict=True):
-            maps.append({"network": name} | dict(zip(KEYS, key, strict=True)) | {"share": f"{value:.5g}"})
+            maps.append({"network": name} | dict(zip(FREQUENCY, key, strict=True)) | {"share": f"{value:.5g}"})
         for number in (n for n in (1, 2, 4, 8) if n <= num_networks):
             for seed, networks in zip(seeds, found, strict=True):
                 values = share(*np.split(networks[:number], [-1], 1), 1024)

@@ -81,6 +81,11 @@ def last_linear(network: nn.Module, point: torch.Tensor) -> nn.Linear | None:
     return layer if ends else None
 
 
+def estimator_for(network: nn.Module, point: torch.Tensor) -> str:
+    """The better estimator that fits a network: "marginal" if it ends in a linear layer of its own, or "sampled"."""
+    return "sampled" if last_linear(network, point) is None else "marginal"
+
+
 def without(network: nn.Module, layer: nn.Linear) -> nn.Module:
     """The trunk h, which maps (N, C, H, W) to (N, F): an identity stands where the layer was."""
     (name,) = (name for name, module in network.named_modules() if module is layer)
