@@ -140,6 +140,8 @@ def test_the_numbers_in_where_it_differs_are_those_of_the_files():
     said, along = " ".join(README.split()), column("nad_accuracies_lenet_published_nads")
     flipped, original = (column(f"{name}_lenet", "train_accuracy").item() for name in ("flip", "original"))
     assert "it gives {:.1f} and {:.1f} (published".format(*along) in said
+    small, same = (pick("nad_step", f"step/{step}/LeNet_NADs.npy", "overlap_100")[0] for step in ("0.01", "100"))
+    assert f"an overlap of {small:.3f} with those of `NADs/`; with 100 and another seed {same:.3f}" in said
     assert f"{flipped:.1f} % training accuracy" in said and f"against {original:.1f} for the original" in said
 
 

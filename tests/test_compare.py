@@ -1,10 +1,9 @@
-"""NADs_scripts: what compare.py prints and refuses; what the step and the number of samples do to a spectrum."""
+"""NADs_scripts: what compare.py prints and refuses; what the number of samples does to a spectrum."""
 
 import numpy as np
 import pytest
 
-from nad_computation import compute_nads
-from NADs_scripts import compare, sampling_effect, step_effect
+from NADs_scripts import compare, sampling_effect
 from NADs_scripts.sampling_effect import sampled_spectrum
 from tests.helpers import refusal, rows
 
@@ -84,20 +83,3 @@ def test_the_whole_spectrum_is_compared_where_there_is_a_published_one(tmp_path)
         for row in rows(tmp_path / "sampling_effect.csv")
     ]
     assert ends == [("0.900", "1.100"), ("", ""), ("", ""), ("", "")]
-
-
-def test_the_exact_gradient_is_the_limit_of_a_small_step_and_not_the_step_of_100():
-    options = {"num_networks": 8, "image_size": 16}
-    exact = step_effect.exact_nads("lenet", **options).singular_values[:20]
-    small, large = (compute_nads("lenet", step=step, **options)[0].singular_values[:20] for step in (1e-3, 100))
-    np.testing.assert_allclose(small, exact, rtol=1e-2)
-    assert not np.allclose(large, exact, rtol=5e-2)
-
-
-def test_the_effect_of_the_step_is_a_row_for_each_step_and_a_figure(tmp_path, monkeypatch):
-    monkeypatch.setattr(step_effect, "STEPS", ("100", "autograd"))
-    step_effect.main(["--num-networks", "2", "--output", str(tmp_path)])
-    far, exact = rows(tmp_path / "nad_step.csv")
-    assert (far["step"], exact["step"]) == ("s = 100", "autograd") and len(far) == 1 + 7 + 4
-    assert float(far["overlap_100"]) > 2 * float(exact["overlap_100"])
-    assert (tmp_path / "nad_step.png").read_bytes().startswith(b"\x89PNG")

@@ -20,7 +20,6 @@ SMALL = {
     "nad_computation.py": "--num-networks 2",
     "poison_cifar.py": "--epochs 1 --data {images}",
     "NADs_scripts/sampling_effect.py": "--output {output}",
-    "NADs_scripts/step_effect.py": "--num-networks 4 --output {output}",
     "NADs_scripts/figure.py": "--output {output}/nads.png",
     "NADs_scripts/compare.py": "",
     "NADs_scripts/atlas.py": "--arch logreg",

@@ -1,4 +1,4 @@
-"""How a function of images changes with each pixel: central differences, or the exact Jacobian."""
+"""How a function of images changes with each pixel, by central differences."""
 
 from collections.abc import Callable
 
@@ -29,9 +29,3 @@ def central_differences(
         up, down = function(torch.cat([point + shift, point - shift])).to(point.dtype).chunk(2)  # not bf16
         differences.append((up - down) / (2 * step))
     return torch.cat(differences).T
-
-
-def autograd_jacobian(function: Features, point: torch.Tensor, *, chunk_size: int = 32) -> torch.Tensor:
-    """The Jacobian of `function` at `point` by backpropagation: the limit of a small step, shape (F, D)."""
-    jacobian = torch.func.jacrev(lambda x: function(x[None])[0], chunk_size=chunk_size)(point)
-    return jacobian.detach().flatten(1)

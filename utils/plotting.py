@@ -248,21 +248,6 @@ def image_rows_figure(rows: dict[str, np.ndarray], titles: Sequence[str]) -> Fig
     return figure
 
 
-def step_figure(sizes: np.ndarray, overlaps: dict[str, np.ndarray], spectra: dict[str, np.ndarray]) -> Figure:
-    """Spectra (D,) and subspace overlaps over the number of directions `sizes` (k,), both by the step's label."""
-    with style.context(STYLE):
-        figure = new_figure(8.0, 3.3)
-        left, right = figure.subplots(1, 2)
-        for number, (label, values) in enumerate(spectra.items()):
-            dashes = {"linestyle": "-" if number < 4 else "--"}  # the last two may lie upon others
-            left.plot(values, label=label, **dashes)
-            right.plot(sizes, overlaps[label], marker="o", markersize=3, **dashes)
-        left.set(yscale="log", xlabel="NAD index", ylabel="singular value")
-        left.legend(fontsize=8)
-        right.set(xscale="log", ylim=(0, 1.02), xlabel="number of first directions k", ylabel="overlap with step 100")
-    return figure
-
-
 def nad_detail_figure(
     direction: np.ndarray, index: int, singular_values: np.ndarray, accuracies: tuple[np.ndarray, np.ndarray]
 ) -> Figure:
