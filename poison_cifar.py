@@ -11,7 +11,7 @@ Expect a clean test accuracy (%) that is the lower, the better the network sees 
 
     published: ResNet-18   17.5 at NAD 0, 44 at 20, 80 at 400; unpoisoned 89, flipped 58 (none of it seen here)
                LeNet       unpoisoned 69, flipped 48
-    seen here: LeNet       32.6 at NAD 0, 67 from 30 on; unpoisoned 67.4, flipped 48.3 (JPEG images, one training each)
+    seen here: LeNet       33 at NAD 0, 57 to 67 at 30, 67 from 100 on; unpoisoned 67.4, flipped 48.1 (JPEG images)
 
 With --transform flip all images are instead rewritten in the NAD basis in reverse order, so that what the network sees
 best holds what it needs least.

@@ -30,6 +30,7 @@ FREQUENCY = KEYS["fourier"]
 GRID = [(y, x) for y in frequency_grid(32) for x in frequency_grid(32)]  # the order of all maps in the page
 FIRST, EVERY, NEAREST = 64, 16, 5  # the first NADs and every 16th after them; the architectures most like one
 CURVES = {"": "the NADs of NADs/", "_sampled": "NADs by the paper's protocol", "_published_nads": "the published NADs"}
+ENDS = ("original", "flip")  # trainings on images without a feature
 
 
 def commands(results: Path) -> list[list[str]]:
@@ -134,8 +135,8 @@ def nads(results: Path) -> dict[str, dict]:
             accuracies = means(runs.read_rows(results / name), "nad_index")
             points = [[index, f"{accuracy:.6g}"] for (index,), accuracy in accuracies.items()]
             curves += [{"label": label, "file": name, "points": points}] if points else []
-        poison = runs.read_rows(results / f"poison_{about['arch']}.csv")
-        used = [int(row["nad_index"]) for row in poison] + [point[0] for curve in curves for point in curve["points"]]
+        poison = poisoned(runs.read_rows(results / f"poison_{about['arch']}.csv"))
+        used = [row["nad_index"] for row in poison] + [point[0] for curve in curves for point in curve["points"]]
         indices = sorted({*range(FIRST), *range(FIRST, len(rows), EVERY), *used, len(rows) - 1})
         chosen = rows[indices]
         scaled = np.round(127 * chosen / np.abs(chosen).max(axis=1, keepdims=True)).astype(np.int8)
@@ -149,9 +150,19 @@ def nads(results: Path) -> dict[str, dict]:
             "curves": curves,
             "poison": poison,
             "images": {kind: image(results / f"{kind}_{about['arch']}_images.png") for kind in ("poison", "flip")},
-            "ends": {kind: runs.read_rows(results / f"{kind}_{about['arch']}.csv") for kind in ("original", "flip")},
+            "ends": {kind: means(runs.read_rows(results / f"{kind}_{about['arch']}.csv")).get(()) for kind in ENDS},
         }
     return found
+
+
+def poisoned(rows: list[dict[str, str]]) -> list[dict]:
+    """By NAD: accuracy on clean test images, its spread over trainings (0 of one), and on those that carry the NAD."""
+    clean, carrying = (runs.mean_and_spread(rows, ["nad_index"], f"{kind}_accuracy") for kind in ("test", "carrying"))
+    return [
+        {"nad_index": index[0], "clean": mean, "spread": spread if number > 1 else 0, "trainings": number}
+        | {"carrying": carrying[index][0]}
+        for index, (mean, spread, number) in clean.items()
+    ]
 
 
 def image(path: Path) -> str:

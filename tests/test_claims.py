@@ -83,6 +83,7 @@ def here():
     (logreg, lenet), files = map(on_map, ("logreg", "lenet")), sorted((ROOT / "NADs").glob("*_eigenvals.npy"))
     spectra = {file.name.split("_")[0]: np.load(file).astype(float) for file in files}
     ends = {name: values[[0, 1022]] for name, values in spectra.items()}
+    poisoned = np.array(list(runs.mean_and_spread(rows("poison_lenet"), ["nad_index"]).values()))
     errors = ("", "pearson", "mean_absolute_difference")
     inside = ("smallest_of_all_by_sampled", "largest_of_all_by_sampled")
     outside = ("first_published_by_sampled", "last_published_by_sampled")
@@ -112,8 +113,8 @@ def here():
         "DenseNet-121: the same, first and last alone": pick("sampling_effect", "DenseNet121", *outside),
         "LeNet, NADs by the paper's protocol": along_nads("nad_accuracies_lenet_sampled"),
         "LeNet, the NADs in `NADs/`": along_nads("nad_accuracies_lenet"),
-        "LeNet: original → flipped": [*column("original_lenet"), *column("flip_lenet")],
-        "LeNet poisoned at 0, 10, 30, 100, 200, 400, 800": column("poison_lenet"),
+        "LeNet: original → flipped": [column(f"{name}_lenet").mean() for name in ("original", "flip")],
+        "LeNet poisoned at 0, 10, 30, 100, 200, 400, 800": [*poisoned[:, 0], *poisoned[poisoned[:, 2] == 3, 1]],
     }
 
 
@@ -138,11 +139,18 @@ def test_the_numbers_of_the_tables_of_nads_are_those_of_their_json(file, first):
 
 def test_the_numbers_in_where_it_differs_are_those_of_the_files():
     said, along = " ".join(README.split()), column("nad_accuracies_lenet_published_nads")
-    flipped, original = (column(f"{name}_lenet", "train_accuracy").item() for name in ("flip", "original"))
+    flipped, original = (column(f"{name}_lenet", "train_accuracy").mean() for name in ("flip", "original"))
     assert "it gives {:.1f} and {:.1f} (published".format(*along) in said
     small, same = (pick("nad_step", f"step/{step}/LeNet_NADs.npy", "overlap_100")[0] for step in ("0.01", "100"))
     assert f"an overlap of {small:.3f} with those of `NADs/`; with 100 and another seed {same:.3f}" in said
     assert f"{flipped:.1f} % training accuracy" in said and f"against {original:.1f} for the original" in said
+    tried = {row["variant"]: float(row["train_accuracy"]) for row in rows("flip_lenet_variants")}
+    more, small, smaller = (tried[f"--{option}"] for option in ("epochs 150", "max-lr 0.05", "max-lr 0.02"))
+    assert f"(150: {more:.1f} %), nor a smaller learning rate (0.05: {small:.1f}, 0.02: {smaller:.1f})" in said
+    before, own = (tried[name] for name in tried if name.startswith("flipped before") and "--" not in name)
+    assert f"normalising ({before:.1f}, by the statistics of the flipped images {own:.1f})" in said
+    tested = column("flip_lenet_variants")
+    assert f"test accuracy is {tested.min():.1f} to {tested.max():.1f} in all" in said
 
 
 def test_the_numbers_of_the_table_of_designs_are_those_of_their_summary():

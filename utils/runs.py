@@ -209,11 +209,13 @@ def do_items(
     return rows
 
 
-def mean_and_spread(rows: list[dict[str, str]], keys: Sequence[str]) -> dict[tuple[int, ...], tuple[float, float, int]]:
-    """Test accuracy of the rows that share their keys and did not diverge: mean, standard deviation or nan, number."""
+def mean_and_spread(
+    rows: list[dict[str, str]], keys: Sequence[str], column: str = "test_accuracy"
+) -> dict[tuple[int, ...], tuple[float, float, int]]:
+    """An accuracy of the rows that share their keys and did not diverge: mean, standard deviation or nan, number."""
     values: dict[tuple[int, ...], list[float]] = {}
     for row in rows:
-        if math.isfinite(accuracy := float(row["test_accuracy"])):
+        if math.isfinite(accuracy := float(row[column])):
             values.setdefault(tuple(int(row[key]) for key in keys), []).append(accuracy)
     return {
         key: (float(np.mean(group)), float(np.std(group, ddof=1)) if len(group) > 1 else math.nan, len(group))
