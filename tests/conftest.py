@@ -3,11 +3,13 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import settings
 
-from utils import distributed
+from tests.helpers import orthonormal
+from utils import distributed, plotting
 
 torch.set_num_threads(1)
 settings.register_profile("project", deadline=None)  # the machine may be busy
@@ -22,6 +24,13 @@ def pytest_collection_modifyitems(items):
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Whatever a test has launched, the next one has one thread again."""
+    yield
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def reference():
     """The folder with the authors' published numbers and arrays."""
@@ -31,7 +40,21 @@ def reference():
     return Path(folder)
 
 
+@pytest.fixture(scope="session")
+def nads_file(tmp_path_factory):
+    """NADs of 32×32 pixels, as a file."""
+    path = tmp_path_factory.mktemp("nads") / "nads.npy"
+    np.save(path, orthonormal(1024).astype(np.float32))
+    return path
+
+
 @pytest.fixture
 def one_process(monkeypatch):
     """Stay in this process: starting a rank on each core costs seconds."""
     monkeypatch.setattr(distributed, "num_cores", lambda: 1)
+
+
+@pytest.fixture
+def no_figures(monkeypatch):
+    """Figures cost more than these trainings: leave empty files in their place."""
+    monkeypatch.setattr(plotting, "save_figure", lambda _, path: path.touch())

@@ -1,8 +1,6 @@
 """Loading images, both forms, and what is done to them before any experiment."""
 
-import hashlib
 import os
-import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -54,32 +52,18 @@ def test_cifar10_is_read_in_the_order_of_its_batches(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["data_batch_3", "test_batch", "batches.meta"])
-@pytest.mark.parametrize("damage", ["one byte", "missing"])
-def test_a_damaged_file_of_cifar10_is_refused_by_its_checksum(tmp_path, monkeypatch, name, damage):
+def test_a_damaged_cifar10_is_refused_by_its_checksums_saying_what_to_do(tmp_path, monkeypatch, name):
     write_cifar10(tmp_path, monkeypatch)
-    path = tmp_path / "cifar-10-batches-py" / name
-    path.unlink() if damage == "missing" else path.write_bytes(path.read_bytes()[:-1] + b"!")
-    with pytest.raises(ValueError, match=r"there is no whole CIFAR-10 in .*corrupted.*--download"):
+    with open(tmp_path / "cifar-10-batches-py" / name, "r+b") as file:
+        file.write(b"!")
+    with pytest.raises(ValueError, match=r"no whole CIFAR-10 in .*corrupted.*: fetch it with --download, or name a f"):
         load_images(tmp_path)
 
 
-def test_without_images_the_error_says_what_to_do():
-    with pytest.raises(ValueError, match=r"fetch it with --download, or name a folder with train/CLASS/\*.png"):
-        load_images(Path("no/such/folder"))
-
-
-def test_download_unpacks_the_archive_once_its_checksum_fits(tmp_path, monkeypatch):
-    images, _ = write_cifar10(tmp_path / "server", monkeypatch)
-    (tmp_path / "here").mkdir()
-    archive = tmp_path / "here" / "cifar-10-python.tar.gz"
-    with tarfile.open(archive, "w:gz") as tar:
-        tar.add(tmp_path / "server" / "cifar-10-batches-py", "cifar-10-batches-py")
-    monkeypatch.setattr(datasets.CIFAR10, "url", (tmp_path / "gone").as_uri())
-    with pytest.raises(OSError, match="No such file"):  # another checksum: it is fetched again
+def test_download_fetches_what_is_not_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.CIFAR10, "url", (tmp_path / "server").as_uri())
+    with pytest.raises(OSError, match=r"No such file .*server"):
         load_images(tmp_path / "here", download=True)
-    monkeypatch.setattr(datasets.CIFAR10, "tgz_md5", hashlib.md5(archive.read_bytes()).hexdigest())
-    data = load_images(tmp_path / "here", download=True)
-    assert np.array_equal(data.train_images.permute(0, 2, 3, 1).numpy(), images)
 
 
 # --- A folder of images
@@ -192,8 +176,3 @@ def test_a_constant_channel_is_refused():
     images = torch.stack([torch.arange(256, dtype=torch.uint8), torch.full((256,), 7)]).view(1, 2, 16, 16)
     with pytest.raises(ValueError, match="a colour channel of the training images is constant"):
         channel_statistics(images)
-
-
-def test_data_moves_to_a_device_whole(folder):
-    data = load_images(folder).to(torch.device("meta"))
-    assert {value.device.type for value in vars(data).values() if isinstance(value, torch.Tensor)} == {"meta"}

@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.helpers import orthonormal
 from utils.covariance import (
     GradientSum,
     NADs,
@@ -23,10 +24,6 @@ def sum_of(networks, numbers=None):
     for number, rows in zip(numbers or range(len(networks)), networks, strict=True):
         total.add(number, rows)
     return total
-
-
-def random_basis(dimension, seed=0):
-    return np.linalg.qr(np.random.default_rng(seed).standard_normal((dimension, dimension)))[0].T
 
 
 def covariance_of(basis, variances):
@@ -82,7 +79,7 @@ def test_the_sums_are_float64():
 @given(dimension=st.integers(2, 30), seed=st.integers(0, 99))
 @settings(max_examples=30)
 def test_the_nads_of_a_known_covariance_are_found_in_order(dimension, seed):
-    basis, variances = random_basis(dimension, seed), 2.0 ** -np.arange(dimension)
+    basis, variances = orthonormal(dimension, seed), 2.0 ** -np.arange(dimension)
     nads = nads_from_covariance(covariance_of(basis, variances))
     assert nads.directions.dtype == np.float32
     np.testing.assert_allclose(np.abs((nads.directions * basis).sum(1)), 1, atol=1e-5)
@@ -91,7 +88,7 @@ def test_the_nads_of_a_known_covariance_are_found_in_order(dimension, seed):
 
 
 def test_the_sign_of_a_direction_survives_noise_and_singular_values_are_never_nan():
-    covariance = covariance_of(random_basis(40), [*np.geomspace(1, 1e-4, 38), 0, 0])
+    covariance = covariance_of(orthonormal(40), [*np.geomspace(1, 1e-4, 38), 0, 0])
     nads = nads_from_covariance(covariance)
     assert (nads.singular_values[38:] < 1e-4).all()  # a variance of zero may come out below it
     for seed in range(10):
@@ -102,8 +99,8 @@ def test_the_sign_of_a_direction_survives_noise_and_singular_values_are_never_na
 
 @given(dimension=st.integers(1, 20), seed=st.integers(0, 99))
 def test_shares_of_the_variance_have_mean_1_over_a_basis_and_are_d_along_the_only_direction(dimension, seed):
-    covariance = covariance_of(random_basis(dimension, seed), np.random.default_rng(seed).exponential(size=dimension))
-    basis = torch.from_numpy(random_basis(dimension, seed + 100))
+    covariance = covariance_of(orthonormal(dimension, seed), np.random.default_rng(seed).exponential(size=dimension))
+    basis = torch.from_numpy(orthonormal(dimension, seed + 100))
     ones = torch.ones(dimension, dtype=torch.float64)
     assert share_of_variance(covariance, basis).mean().item() == pytest.approx(1, rel=1e-12)
     torch.testing.assert_close(share_of_variance(3 * torch.diag(ones), basis), ones)
@@ -115,14 +112,14 @@ def test_shares_of_the_variance_have_mean_1_over_a_basis_and_are_d_along_the_onl
 @settings(max_examples=30)
 def test_overlap_is_1_for_a_rotated_basis_of_the_same_subspace_symmetric_and_within_its_bounds(dimension, data):
     k = data.draw(st.integers(1, dimension))
-    a, b = random_basis(dimension), random_basis(dimension, data.draw(st.integers(1, 99)))
-    assert subspace_overlap(a, random_basis(k, 7) @ a[:k], k) == pytest.approx(1)
+    a, b = orthonormal(dimension), orthonormal(dimension, data.draw(st.integers(1, 99)))
+    assert subspace_overlap(a, orthonormal(k, 7) @ a[:k], k) == pytest.approx(1)
     assert subspace_overlap(a, b, k) == pytest.approx(subspace_overlap(b, a, k))
     assert max(0, 2 * k - dimension) / k - 1e-9 <= subspace_overlap(a, b, k) <= 1 + 1e-9
 
 
 def test_overlap_of_random_subspaces_is_k_by_d_and_beyond_the_directions_at_hand_refused():
-    overlaps = [subspace_overlap(random_basis(40, seed), random_basis(40, seed + 1), 10) for seed in range(0, 100, 2)]
+    overlaps = [subspace_overlap(orthonormal(40, seed), orthonormal(40, seed + 1), 10) for seed in range(0, 100, 2)]
     assert np.mean(overlaps) == pytest.approx(10 / 40, abs=4 * np.std(overlaps) / 50**0.5)
     for k in (0, -1, 8):
         with pytest.raises(ValueError, match=rf"k={k} is beyond the directions at hand: expected 1 to 7"):
@@ -133,14 +130,14 @@ def test_log_variances_are_taken_along_the_rows_of_the_second():
     values_a, values_b = np.array([4.0, 2.0, 1.0]), np.array([3.0, 2.0, 1.5])
     turn = np.array([[0.6, 0.8, 0], [-0.8, 0.6, 0], [0, 0, 1.0]])  # rows of B in A's basis
     expected = np.corrcoef(np.log(turn**2 @ values_a**2), np.log(values_b**2))[0, 1]
-    basis = random_basis(3)
+    basis = orthonormal(3)
     found = log_variance_correlation(NADs(basis, values_a), NADs(turn @ basis, values_b))
     assert found == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(("rows_a", "rows_b"), [(16, 16), (16, 15), (15, 16), (15, 15)])
 def test_a_spectrum_agrees_with_any_multiple_of_itself_also_where_the_last_direction_is_missing(rows_a, rows_b):
-    basis, values = random_basis(16), np.array([*np.geomspace(1, 1e-2, 14), 0, 0])  # two directions without variance
+    basis, values = orthonormal(16), np.array([*np.geomspace(1, 1e-2, 14), 0, 0])  # two directions without variance
     a, b = NADs(basis[:rows_a], values[:rows_a]), NADs(basis[:rows_b], 2 * values[:rows_b])
     assert log_variance_correlation(a, b) == pytest.approx(1)
     assert singular_value_ratios(a, b) == pytest.approx(0.5)

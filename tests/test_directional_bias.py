@@ -1,7 +1,6 @@
 """The first experiment from its command line to its folder, at small sizes; and against the published map."""
 
 import json
-import os
 
 import numpy as np
 import pytest
@@ -9,8 +8,8 @@ import torch
 
 import directional_bias
 from directional_bias import compare_with_published, main, parse_arguments, train_on_direction
-from tests.helpers import refusal, rows, start_script
-from utils import plotting, runs, seeding, training
+from tests.helpers import count_epochs, orthonormal, refusal, rows, run_on_ranks
+from utils import runs, seeding
 from utils.directions import canonical_frequency, fourier_direction
 
 # Data on which accuracies are neither 50 nor 100 %, so that they tell one training from another.
@@ -24,15 +23,6 @@ def start(folder, *options):
 
 def refused(capsys, folder, *options):
     return refusal(capsys, main, *TINY, *options, "--output", folder)
-
-
-@pytest.fixture
-def no_figures(monkeypatch):
-    """Draw nothing, which takes longer than these trainings."""
-    monkeypatch.setattr(plotting, "save_figure", lambda *_: None)
-
-
-# --- One direction
 
 
 def test_a_direction_is_trained_and_tested_on_fresh_samples():
@@ -56,9 +46,6 @@ def test_the_defaults_are_the_papers():
     assert directional_bias.settings(args).keys() == counted
 
 
-# --- The three families
-
-
 def test_130_trainings_fill_the_published_map(tmp_path, capsys):
     start(tmp_path, "--image-size", 32, "--epochs", 1, "--num-train", 30, "--num-test", 20)
     assert {path.name for path in tmp_path.iterdir()} == {".lock", "accuracies.csv", "accuracy.png", "config.json"}
@@ -71,13 +58,6 @@ def test_130_trainings_fill_the_published_map(tmp_path, capsys):
     assert f"over 130 directions: mean {mean:.1f} %, from {low:.1f} to {high:.1f}" in text
     assert f"figure: {tmp_path / 'accuracy.png'}\nrows: {tmp_path / 'accuracies.csv'}\n" in text
     assert json.loads((tmp_path / "config.json").read_text())["settings"]["num_train"] == 30
-
-
-def test_a_frequency_and_its_negative_are_one_training_whatever_the_order(tmp_path, no_figures):
-    start(tmp_path / "a", "--frequency", 2, 0, "--frequency", -2, 0, "--frequency", 0, 0)
-    start(tmp_path / "b", "--frequency", 0, 0, "--frequency", 2, 0)
-    assert [(row["frequency_y"], row["frequency_x"]) for row in rows(tmp_path / "a")] == [("-2", "0"), ("0", "0")]
-    assert rows(tmp_path / "a") == rows(tmp_path / "b")
 
 
 KINDS = {"--phase sine": 6, "--image-size 1": 1, "--image-size 2": 1, "--image-size 3": 1, "--num-channels 3": 10}
@@ -100,8 +80,7 @@ def test_random_directions_do_not_depend_on_how_many_there_are(tmp_path):
 @pytest.fixture
 def nads(tmp_path):
     """A file of NADs of 8×8 images, the last row missing as in the authors' files."""
-    rows = np.linalg.qr(np.random.default_rng(0).standard_normal((64, 64)))[0].astype(np.float32)
-    np.save(tmp_path / "nads.npy", rows[:-1])
+    np.save(tmp_path / "nads.npy", orthonormal(64)[:-1].astype(np.float32))
     return tmp_path / "nads.npy"
 
 
@@ -113,9 +92,6 @@ def test_a_row_is_the_training_along_its_nad_that_the_function_does(tmp_path, na
     outcome = train_on_direction(v, sigma=1.0, seed=seed, **sizes)
     assert {key: float(rows(tmp_path)[1][key]) for key in outcome} == pytest.approx(outcome, rel=1e-5)
     assert "over 4 directions: mean" in capsys.readouterr().out
-
-
-# --- Repetitions, divergence
 
 
 def test_repetitions_give_a_spread_and_more_of_them_keep_those_that_are_there(tmp_path, no_figures, capsys):
@@ -175,18 +151,9 @@ def test_published_rows_are_compared_with_the_training_of_their_frequency(tmp_pa
     assert said in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        "",
-        "frequency_y,frequency_x,lenet\n0,0,50\n",
-        "frequency_y,frequency_x,logreg\n0,zero,50\n",
-        "frequency_y,frequency_x,logreg\n0,0,good\n",
-        "\x00\xff\n1\n",
-    ],
-)
-def test_published_numbers_that_cannot_be_read_are_refused_before_any_training(tmp_path, capsys, content):
-    (tmp_path / "map.csv").write_text(content, encoding="latin-1")
+@pytest.mark.parametrize("end", ["", "lenet\n0,0,50", "logreg\n0,zero,50", "logreg\n0,0,good", "\x00\xff\n1"])
+def test_published_numbers_that_cannot_be_read_are_refused_before_any_training(tmp_path, capsys, end):
+    (tmp_path / "map.csv").write_text(f"frequency_y,frequency_x,{end}\n", encoding="latin-1")
     message = refused(capsys, tmp_path / "run", "--published", tmp_path / "map.csv")
     assert "map.csv is not a CSV file with numbers in columns frequency_y, frequency_x, logreg" in message
     assert not (tmp_path / "run").exists()
@@ -195,71 +162,29 @@ def test_published_numbers_that_cannot_be_read_are_refused_before_any_training(t
 # --- Continuing
 
 
-def test_the_same_command_continues_where_it_stopped(tmp_path, monkeypatch, no_figures):
-    start(tmp_path / "whole")
-    trained = []
-
-    def train_three(direction, **options):
-        trained.append(direction)
-        if len(trained) > 3:
-            raise KeyboardInterrupt
-        return train_on_direction(direction, **options)
-
-    with monkeypatch.context() as patch, pytest.raises(SystemExit, match="130"):
-        patch.setattr(directional_bias, "train_on_direction", train_three)
-        start(tmp_path / "run")
-    assert len(rows(tmp_path / "run")) == 3
-    with open(tmp_path / "run" / "accuracies.csv", "a") as file:
-        file.write("0,-2,0,61.6")  # a row that a kill cut short
-    start(tmp_path / "run")
-    assert rows(tmp_path / "run") == rows(tmp_path / "whole")
-    monkeypatch.setattr(directional_bias, "train_on_direction", None)
-    start(tmp_path / "run")  # a finished run trains nothing again
-
-
 def test_a_training_that_is_interrupted_continues_from_its_last_epoch(tmp_path, monkeypatch, no_figures):
-    options, epochs = ["--frequency", 2, 0, "--epochs", 5], []
+    options = ["--frequency", 2, 0, "--epochs", 5]
     start(tmp_path / "whole", *options)
-
-    def rate(max_lr, epoch, *rest, to=3, own=training.learning_rate):
-        epochs.append(epoch)
-        if epoch == to:
-            raise KeyboardInterrupt
-        return own(max_lr, epoch, *rest)
-
     monkeypatch.setattr(runs, "CHECKPOINT_SECONDS", 0)
-    monkeypatch.setattr(training, "learning_rate", rate)
+    count_epochs(monkeypatch, stop=3)
     with pytest.raises(SystemExit, match="130"):
         start(tmp_path / "run", *options)
-    assert (tmp_path / "run" / "checkpoint--2_0_0.pt").exists() and set(epochs) == {0, 1, 2, 3}
-    monkeypatch.setattr(training, "learning_rate", lambda *args: rate(*args, to=None))
-    epochs.clear()
-    start(tmp_path / "run", *options)
-    assert set(epochs) == {3, 4} and rows(tmp_path / "run") == rows(tmp_path / "whole")
+    assert (tmp_path / "run" / "checkpoint--2_0_0.pt").exists()
+    trained = count_epochs(monkeypatch)
+    for _ in range(2):  # a finished run trains nothing again
+        start(tmp_path / "run", *options)
+    assert trained == [3, 4] and rows(tmp_path / "run") == rows(tmp_path / "whole")
     assert not list((tmp_path / "run").glob("checkpoint*"))
 
 
-def test_other_settings_on_the_same_folder_are_refused_and_other_spellings_are_not(tmp_path, capsys, no_figures):
-    options = ["--frequency", 2, 0]
-    start(tmp_path, *options)
-    before = (tmp_path / "accuracies.csv").read_bytes()
-    message = refused(capsys, tmp_path, *options, "--epochs", 3, "--seed", 1, "--phase", "sine", "--precision", "bf16")
-    differing = "epochs was 2, now 3; phase was 'cosine', now 'sine'; precision was 'fp32', now 'bf16'; seed was 0, now"
-    assert f"({differing} 1)" in message
-    start(tmp_path, *options, "--arch", "LogReg")
-    assert (tmp_path / "accuracies.csv").read_bytes() == before
-    config = tmp_path / "config.json"  # another kind of device has other random numbers
-    config.write_text(config.read_text().replace('"device": "cpu"', '"device": "cuda"'))
-    assert "(device was 'cuda', now 'cpu')" in refused(capsys, tmp_path, *options)
-
-
-def test_another_file_of_nads_on_the_same_folder_is_refused_and_a_copy_is_not(tmp_path, nads, capsys, no_figures):
+def test_other_settings_on_the_same_folder_are_refused_and_other_spellings_are_not(tmp_path, nads, capsys, no_figures):
     options = ["--directions", "nads", "--nad-index", "0", "--nads"]
     start(tmp_path / "run", *options, nads)
     np.save(tmp_path / "copy.npy", np.load(nads))
-    start(tmp_path / "run", *options, tmp_path / "copy.npy")
+    start(tmp_path / "run", *options, tmp_path / "copy.npy", "--arch", "LogReg")
     np.save(tmp_path / "other.npy", np.eye(64))
-    assert "nads was" in refused(capsys, tmp_path / "run", *options, tmp_path / "other.npy")
+    message = refused(capsys, tmp_path / "run", *options, tmp_path / "other.npy", "--epochs", 3, "--precision", "bf16")
+    assert "(epochs was 2, now 3; nads was '" in message and "; precision was 'fp32', now 'bf16')" in message
 
 
 def test_runs_of_other_noise_or_without_pooling_have_folders_of_their_own():
@@ -268,16 +193,10 @@ def test_runs_of_other_noise_or_without_pooling_have_folders_of_their_own():
         assert parse_arguments(options.split()).output.name == f"LeNet{ending}-fourier"
 
 
-# --- Several processes
-
-
 @pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_ranks_share_the_cells_and_the_rows_are_those_of_one(tmp_path, ranks, no_figures):
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
     options = [*TINY, "--seeds", 2, "--output", "ranks"]
-    with start_script("directional_bias", *options, folder=tmp_path, launcher=torchrun) as process:
-        out, errors = process.communicate(timeout=300)
-    assert process.returncode == 0 and f"ranks: {ranks}" in out, errors
+    assert f"ranks: {ranks}" in run_on_ranks("directional_bias", *options, folder=tmp_path, ranks=ranks)[0]
     start(tmp_path / "one", "--seeds", 2)
     assert len(rows(tmp_path / "one")) == 20 and rows(tmp_path / "ranks") == rows(tmp_path / "one")
 
@@ -287,23 +206,16 @@ def test_ranks_share_the_cells_and_the_rows_are_those_of_one(tmp_path, ranks, no
 BAD = {
     "--arch lenat": "unknown architecture 'lenat': did you mean lenet",
     "--arch lenet": "at least 16x16",
-    "--arch tests.tiny_networks:of_another_size": "the network does not take 1x8x8 images: mat1 and mat2",
     "--no-pooling": "logreg does not accept pooling=False",
     "--frequency 5 0": "frequency 5 along y is outside the image: expected -4 to 4 for 8 pixels",
-    "--frequency 1": "expected 2 arguments",
-    "--frequency 1 x": "invalid int value: 'x'",
-    "--frequency -4 4 --phase sine": "sine image of (-4, 4) is zero everywhere",
     "--image-size 2 --phase sine": "no sine",
     "--sigma -1": "'-1' is not a number from 0",
     "--epsilon 0": "'0' is not a positive number",
     "--num-train 0": "'0' is not a positive whole number",
     "--precision tf32": "precision tf32 needs a CUDA device",
-    "--precision fp16": "invalid choice: 'fp16'",
     "--device cuda": "'cuda' is not on this machine",
-    "--directions up": "invalid choice: 'up'",
     "--predict 0": "'0' is not a positive whole number",
     "--published /no/such/file.csv": "/no/such/file.csv",
-    "--unknown": "unrecognized arguments: --unknown",
     "--directions nads --nads /no/such/nads.npy": "/no/such/nads.npy",
     "--directions nads --nad-index 3,-1": "'3,-1' is not a list of indices",
     "--directions nads --nads EYE --nad-index 0,64": "NAD index 64 does not exist: expected 0 to 63",
@@ -320,16 +232,6 @@ def test_bad_input_is_one_line_and_code_2(tmp_path, capsys, monkeypatch, options
     options = options.replace("EYE", str(tmp_path / "eye.npy")).split()
     assert words in refused(capsys, tmp_path / "run", *options)
     assert not (tmp_path / "run").exists()
-
-
-def test_an_output_that_cannot_be_written_is_one_line_and_code_2(tmp_path, capsys):
-    (tmp_path / "file").touch()
-    assert "Not a directory" in refused(capsys, tmp_path / "file" / "run")
-    assert "file" in refused(capsys, tmp_path / "file")
-    if os.geteuid() != 0:  # root writes everywhere
-        tmp_path.chmod(0o500)
-        assert "Permission denied" in refused(capsys, tmp_path / "run")
-        tmp_path.chmod(0o700)
 
 
 def test_help_names_every_option(capsys):

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.helpers import Trap, orthonormal
 from utils import directions
 from utils.directions import canonical_frequency, fourier_direction, fourier_map, frequency_grid, is_self_conjugate
 
@@ -22,9 +23,6 @@ def frequencies(draw):
     size = draw(SIZES)
     ky, kx = (draw(st.integers(-(size // 2), size // 2)) for _ in range(2))
     return ky, kx, size
-
-
-# --- Fourier images
 
 
 @given(frequencies(), st.sampled_from(PHASES))
@@ -67,9 +65,6 @@ def test_the_same_image_stands_in_every_channel():
     torch.testing.assert_close(colour, fourier_direction(2, 3).expand(3, 32, 32) / 3**0.5)
 
 
-# --- The map
-
-
 def test_130_experiments_fill_the_published_map_and_a_frequency_and_its_negative_are_one():
     grid = frequency_grid(32)
     assert grid == list(range(-16, 15, 2))
@@ -95,9 +90,6 @@ def test_the_representative_has_the_same_image_up_to_its_sign(frequency, phase):
         assert abs((same * v).sum()) == pytest.approx(1, abs=1e-5)
 
 
-# --- Random directions
-
-
 def test_random_directions_are_uniform_on_the_sphere():
     source = torch.Generator().manual_seed(0)
     drawn = torch.stack([directions.random_direction((2, 1, 4), source) for _ in range(4000)]).flatten(1)
@@ -107,10 +99,6 @@ def test_random_directions_are_uniform_on_the_sphere():
 
 
 # --- NADs from a file
-
-
-def orthonormal(dimension, seed=0):
-    return np.linalg.qr(np.random.default_rng(seed).standard_normal((dimension, dimension)))[0]
 
 
 def save(folder, content):
@@ -129,11 +117,6 @@ def test_nads_come_back_as_rows_and_a_missing_last_one_is_completed(tmp_path_fac
     np.testing.assert_allclose(nads[:-1], rows[:-1], atol=1e-6)
     assert abs(nads[-1] @ torch.from_numpy(rows[-1]).float()) == pytest.approx(1, abs=1e-4)
     assert (nads @ nads.T - torch.eye(dimension)).abs().max() < 1e-5
-
-
-def test_a_missing_nad_file_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=rf"no array at {tmp_path}: name a \.npy file"):
-        directions.load_nads(tmp_path, 4)
 
 
 @pytest.mark.parametrize("shape", [(4, 5), (2, 4), (5, 5), (5, 4), (16,), (1, 4, 4), (0, 4), ()])
@@ -155,14 +138,6 @@ def test_nads_of_another_shape_are_refused(tmp_path, shape):
 def test_rows_that_are_not_orthonormal_numbers_are_refused(tmp_path, spoil):
     with pytest.raises(ValueError, match=r"U.npy are not orthonormal: U Uᵀ differs from I by"):
         directions.load_nads(save(tmp_path, spoil(orthonormal(4))), 4)
-
-
-class Trap:
-    """What a pickle could do."""
-
-    def __reduce__(self):
-        """Fail the test that loads it."""
-        return (pytest.fail, ("unpickled",))
 
 
 np.savez(ARCHIVE := io.BytesIO(), U=orthonormal(4))

@@ -24,14 +24,6 @@ def said(capsys, monkeypatch, device="cpu", *, rank=None, tool="/bin/nvidia-smi"
     return capsys.readouterr().err
 
 
-@pytest.fixture(autouse=True)
-def threads():
-    """As many as before."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize(("device", "archs"), [("cpu", None), ("cuda", ["sm_75", "sm_90"]), ("cuda:0", ["sm_87"])])
 def test_a_gpu_that_torch_cannot_use_is_one_line_on_what_to_do_and_red_on_a_terminal(
     capsys, monkeypatch, device, archs

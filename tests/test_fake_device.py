@@ -21,17 +21,11 @@ import poison_cifar
 from directional_bias import variance_along
 from models import build_model
 from nad_computation import add_network, compute_nads, draw_point
-from poison_cifar import flip, poison
 from utils import cifar, plotting, runs
 from utils.covariance import GradientSum, nads_from_covariance, share_of_variance
-from utils.differences import central_differences
-from utils.last_layer import draw_network, network_rows
-from utils.linear_data import sample_linear_data
-from utils.training import evaluate, train
 
 GPU = torch.device("cuda", 0)
 PLAIN = "tests.tiny_networks:plain"
-RECIPE = {"epochs": 1, "batch_size": 4, "max_lr": 0.1, "momentum": 0.9, "weight_decay": 0.1, "clip_norm": 0.5}
 
 
 class Generators(TorchFunctionMode):
@@ -99,10 +93,6 @@ def image(channels=1, size=8):
     return torch.ones(channels, size, size, device=GPU)
 
 
-def labelled(number=10, channels=1, size=8):
-    return torch.ones(number, channels, size, size, device=GPU), torch.zeros(number, dtype=torch.int64, device=GPU)
-
-
 def test_a_tensor_on_the_wrong_device_is_refused():
     with pytest.raises(RuntimeError, match="device"):
         image() + torch.ones(1)
@@ -110,10 +100,6 @@ def test_a_tensor_on_the_wrong_device_is_refused():
         torch.randn(3, device=GPU, generator=torch.Generator("cpu"))
     with pytest.raises(AssertionError):
         image().numpy()
-
-
-def test_samples_of_d_of_v():
-    assert on_gpu(*sample_linear_data(image(), 11, generator=torch.Generator(GPU)))
 
 
 @pytest.fixture
@@ -147,15 +133,6 @@ def no_files(monkeypatch):
     monkeypatch.setattr(poison_cifar, "save_training", lambda *_: None)
 
 
-def test_training_and_evaluation(no_backward):
-    model = build_model(PLAIN, 1, 2, 8).to(GPU)
-    tests = {"test": labelled(7)}
-    (row,) = train(model, *labelled(), generator=torch.Generator(GPU), tests=tests, **RECIPE)
-    assert row.keys() == {"epoch", "loss", "train_accuracy", "test_accuracy"}
-    assert on_gpu(*model.parameters())
-    evaluate(model, *labelled(7), batch_size=4)
-
-
 def test_a_run_of_experiment_1(no_backward, no_files):
     options = "--image-size 8 --num-train 10 --num-test 7 --epochs 1 --directions random --device cpu"
     args = directional_bias.parse_arguments(["--arch", PLAIN, *options.split()])
@@ -185,12 +162,6 @@ def test_nads(estimator):
     assert on_gpu(sums.outer)
 
 
-def test_differences_of_a_drawn_network():
-    network = draw_network(lambda: build_model(PLAIN, 1, 1, 8), GPU, 0)
-    assert on_gpu(*network.parameters(), central_differences(network, image(), chunk_size=30))
-    assert on_gpu(network_rows(network, image()))
-
-
 @pytest.mark.parametrize("arch", [PLAIN, "tests.tiny_networks:ends_in_relu"])
 def test_a_prediction(arch):
     along, total = variance_along(torch.ones(3, 1, 8, 8, device=GPU), arch=arch, num_networks=2)
@@ -206,12 +177,6 @@ def test_a_run_of_experiment_3(monkeypatch, no_backward, no_files, transform):
     args.device = GPU
     poison_cifar.run(args, torch.ones(1024, 1024))
     assert no_backward
-
-
-def test_poison_and_flip():
-    images, labels = labelled(channels=3, size=32)
-    nads = torch.ones(1024, 1024, device=GPU)
-    assert on_gpu(poison(images, labels, nads, nad_index=0), flip(images, nads))
 
 
 @pytest.mark.parametrize("arch", ["logreg", "lenet", "vgg11", "resnet18", "densenet121"])

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.helpers import rows, start_script
+from tests.helpers import TORCHRUN, rows, start_script, wait_until
 from tests.tiny_images import write_folder
 from utils import distributed
 
@@ -61,13 +61,6 @@ def result(folder, script, output):
     return np.load(path, allow_pickle=False).tolist() if path.suffix == ".npy" else rows(path)
 
 
-def wait_until(condition, process=None):
-    until = time.monotonic() + 300
-    while not condition():
-        assert time.monotonic() < until and (process is None or process.poll() is None)
-        time.sleep(0.01)
-
-
 def said(errors):
     """The lines on stderr that are no progress bars."""
     lines = [line.rpartition("\r")[2] for line in errors.splitlines()]
@@ -109,8 +102,7 @@ def test_runs_killed_at_random_moments_end_with_the_same_numbers(folder, script)
 
 
 def test_ranks_end_with_a_torchrun_that_is_killed(folder):
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    with start(folder, "directional_bias", "torchrun", "--epochs", "1000000", launcher=torchrun) as process:
+    with start(folder, "directional_bias", "torchrun", "--epochs", "1000000", launcher=[*TORCHRUN, "2"]) as process:
         wait_until(lambda: (folder / "torchrun" / "config.json").exists(), process)
         ranks = ranks_of(process)
         process.kill()

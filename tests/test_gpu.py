@@ -1,6 +1,5 @@
 """Each script on a GPU, small: it trains, continues, shares the GPU among ranks, and agrees with the CPU."""
 
-import csv
 import importlib
 import json
 from pathlib import Path
@@ -12,9 +11,9 @@ import torch
 import directional_bias
 import nad_computation
 import poison_cifar
-from tests.helpers import rows, start_script
+from tests.helpers import count_epochs, rows, run_on_ranks
 from tests.tiny_images import write_folder
-from utils import cifar, plotting, runs, training
+from utils import cifar, runs
 from utils.covariance import NADs
 from utils.last_layer import draw_network
 
@@ -28,24 +27,15 @@ RANKS = {  # what two ranks share, and the file with its numbers
     "nad_computation": ("--arch lenet --num-networks 6", "LeNet_eigenvals.npy"),
     "poison_cifar": ("--arch logreg --nad-index 0,5 --epochs 1 --max-lr 0.02 --data images", "accuracies.csv"),
 }
-pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("one_process")]
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("one_process", "no_figures")]
 
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
-    """Work in a folder that has images, keep a checkpoint of every epoch, and draw nothing."""
+    """Work in a folder that has images, and keep a checkpoint of every epoch."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(runs, "CHECKPOINT_SECONDS", 0)
-    monkeypatch.setattr(plotting, "save_figure", lambda *_: None)
     write_folder(tmp_path / "images")
-
-
-@pytest.fixture
-def nads_file(tmp_path):
-    """Orthonormal rows, as a file."""
-    path = tmp_path / "nads.npy"
-    np.save(path, np.linalg.qr(np.random.default_rng(0).standard_normal((1024, 1024)))[0].astype(np.float32))
-    return path
 
 
 def devices_in(content):
@@ -72,28 +62,20 @@ def test_training_learns_in_every_precision(capsys, precision):
 
 def test_a_prediction_is_made():
     directional_bias.main(["--arch", "lenet", "--predict", "2", *ON_GPU, "--output", "run"])
-    with open("run/predicted.csv", newline="") as file:
-        shares = {(row["frequency_y"], row["frequency_x"]): float(row["share"]) for row in csv.DictReader(file)}
+    shares = {(row["frequency_y"], row["frequency_x"]): float(row["share"]) for row in rows("run/predicted.csv")}
     assert len(shares) == 130 and shares["-2", "0"] > 2 * shares["-16", "-16"] > 0
 
 
 def test_an_interrupted_training_continues_from_its_checkpoint_and_ends_with_the_same_numbers(monkeypatch, nads_file):
     command = [*POISON, *ON_GPU, "--nads", str(nads_file), "--output"]
     poison_cifar.main([*command, "whole"])
-    rate, trained = training.learning_rate, []
-
-    def interrupting(max_lr, epoch, *where):
-        trained.append(epoch)
-        if trained.count(2) == 1:
-            raise KeyboardInterrupt
-        return rate(max_lr, epoch, *where)
-
-    monkeypatch.setattr(training, "learning_rate", interrupting)
+    count_epochs(monkeypatch, stop=2)
     with pytest.raises(SystemExit, match="130"):
         poison_cifar.main([*command, "run"])
     assert devices_in(torch.load("run/checkpoint-0_0.pt")) == {"cpu"}
+    trained = count_epochs(monkeypatch)
     poison_cifar.main([*command, "run"])
-    assert sorted(set(trained)) == [0, 1, 2, 3] and trained.count(0) == trained.count(1) == trained.count(3)
+    assert trained == [2, 3]
     for name in ("history-nad0-0.csv", "accuracies.csv"):
         np.testing.assert_allclose(numbers(Path("run") / name), numbers(Path("whole") / name), rtol=1e-3)
     assert devices_in(torch.load("run/weights-nad0-0.pt")) == {"cpu"}
@@ -137,12 +119,8 @@ def test_images_are_those_of_the_cpu(nads_file, transform):
 @pytest.mark.parametrize("script", RANKS)
 def test_two_ranks_share_one_gpu_and_give_the_numbers_of_one(tmp_path, script):
     options, name = RANKS[script]
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     output = ["--output", str(tmp_path / "ranks")]
-    command = [script, *options.split(), *ON_GPU, *output]
-    with start_script(*command, folder=tmp_path, launcher=torchrun) as process:
-        out, errors = process.communicate(timeout=300)
-    assert process.returncode == 0 and "ranks: 2" in out, errors
+    assert "ranks: 2" in run_on_ranks(script, *options.split(), *ON_GPU, *output, folder=tmp_path)[0]
     importlib.import_module(script).main([*options.split(), *ON_GPU, "--output", "one"])
     read = numbers if name.endswith("csv") else np.load
     # An accuracy may differ by an image or two: sums on a GPU are not always taken in the same order.

@@ -45,7 +45,7 @@ def test_a_network_is_its_trunk_and_then_its_last_layer(name):
 
 @pytest.mark.parametrize(
     "name",
-    "ends_in_convolution ends_in_relu ends_in_clamp mean_of_tokens tied_weights used_twice returns_a_pair".split(),
+    "ends_in_convolution ends_in_relu ends_in_clamp MeanOfTokens TiedWeights UsedTwice ReturnsAPair".split(),
 )
 def test_a_last_layer_that_is_not_the_end_or_not_independent_of_the_trunk_is_none(name):
     network, point = draw(name)
@@ -91,9 +91,3 @@ def test_rows_that_would_be_wrong_are_refused(name, estimator, words):
     network, point = draw(name)
     with pytest.raises(ValueError, match=words):
         network_rows(network, point, estimator=estimator)
-
-
-@pytest.mark.slow
-def test_torchvisions_vision_transformer_starts_with_a_last_layer_of_zeros():
-    network = draw_network(lambda: build_model("torchvision:vit_b_16", 3, 1, 32), "cpu", 0)
-    assert weight_rms(last_linear(network, torch.zeros(3, 32, 32))) == (3 * 768) ** -0.5

@@ -68,11 +68,3 @@ def test_the_generator_decides_the_samples_and_its_next_ones_are_others():
     one, again, other = (sample_linear_data(v, 10, generator=g)[0] for g in (source, generator(3), source))
     assert torch.equal(one, again)
     assert not torch.isclose(one, other).any(0).all()
-
-
-@pytest.mark.gpu
-def test_samples_are_drawn_on_the_device_of_the_direction():
-    v = fourier_direction(1, 2).cuda()
-    images, labels = sample_linear_data(v, 100, generator=torch.Generator("cuda").manual_seed(0))
-    assert images.is_cuda and labels.is_cuda
-    assert (along(images, v).abs() - 1).abs().max() < 1e-5

@@ -5,14 +5,13 @@ import json
 import os
 import re
 import shutil
-import time
 
 import numpy as np
 import pytest
 
 from docs import make_page
 from NADs_scripts import designs
-from tests.helpers import ROOT, rows
+from tests.helpers import ROOT, rows, wait_until
 from utils import plotting, runs
 from utils.directions import canonical_frequency, frequency_grid
 
@@ -132,13 +131,6 @@ def browser():
     driver.quit()
 
 
-def wait_for(condition):
-    end = time.monotonic() + 5
-    while not condition():
-        assert time.monotonic() < end, "the page did not come to this"
-        time.sleep(0.05)
-
-
 def resize(driver, width):
     size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
     driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
@@ -173,13 +165,13 @@ def test_a_browser_moves_types_clicks_and_finds_no_error(browser, made, tmp_path
     ActionChains(browser).move_to_element(find("h1")).perform()
     assert find("#h-cell").text == "Frequency −2 up, −2 across"
     cell(4, -6).click()
-    wait_for(lambda: address().get("k") == "4,-6")
+    wait_until(lambda: address().get("k") == "4,-6", seconds=5)
 
     # The keyboard: into the map, to the next cell; an unknown and a known name.
     find("#search-a").send_keys(Keys.TAB, Keys.NULL)
     focused().send_keys(Keys.ARROW_RIGHT)
     assert "vertical 4, horizontal −4: share" in focused().get_attribute("aria-label")
-    wait_for(lambda: address().get("k") == "4,-4")
+    wait_until(lambda: address().get("k") == "4,-4", seconds=5)
     find("#search-a").send_keys("no such", Keys.ENTER)
     assert "no such" in find("#said-a").text
     find("#search-a").clear()
@@ -193,7 +185,7 @@ def test_a_browser_moves_types_clicks_and_finds_no_error(browser, made, tmp_path
     find("#sigma").send_keys(Keys.HOME)
     find("#nad").send_keys(Keys.ARROW_RIGHT, Keys.ARROW_RIGHT)
     assert (find("#sigma-value").text, find("#nad-value").text) == ("σ = 0", "2")
-    wait_for(lambda: [address().get(key) for key in "absi"] == ["resnet18", "vgg11", "0", "2"])
+    wait_until(lambda: [address().get(key) for key in "absi"] == ["resnet18", "vgg11", "0", "2"], seconds=5)
     find("#nad-numbers button").click()
     assert "NADs_scripts/lenet_nad.py" in focused().text
     find("#back").click()
@@ -205,7 +197,7 @@ def test_a_browser_moves_types_clicks_and_finds_no_error(browser, made, tmp_path
     browser.get(kept)
     assert [find(f"#{id_}").text for id_ in ("h-a", "h-b", "sigma-value")] == ["ResNet18", "VGG11", "σ = 0"]
     resize(browser, 400)
-    wait_for(lambda: browser.execute_script("return document.documentElement.scrollWidth") <= 400)
+    wait_until(lambda: browser.execute_script("return document.documentElement.scrollWidth") <= 400, seconds=5)
     if os.environ.get("SCREENSHOT"):
         resize(browser, 1400)
         browser.get("about:blank")

@@ -1,10 +1,5 @@
 """Experiment 3: the carriers and the flip against closed forms; runs on images made here, interrupted and shared."""
 
-import math
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +11,7 @@ from hypothesis import strategies as st
 import poison_cifar
 from models import build_model
 from poison_cifar import ROOT, carrier, flip, main, parse_arguments, poison, prepare, train_and_test
-from tests.helpers import refusal, rows, start_script
+from tests.helpers import count_epochs, refusal, rows, run_on_ranks
 from tests.tiny_images import write_cifar10, write_folder
 from utils import cifar, distributed, plotting, runs, seeding, training
 from utils.directions import load_nads
@@ -27,30 +22,15 @@ STD = torch.tensor(cifar.CIFAR10_STD).view(3, 1, 1)
 
 
 @pytest.fixture(scope="session")
-def nads_file(tmp_path_factory):
-    """Orthonormal rows, as a file."""
-    path = tmp_path_factory.mktemp("nads") / "nads.npy"
-    np.save(path, np.linalg.qr(np.random.default_rng(0).standard_normal((1024, 1024)))[0].astype(np.float32))
-    return path
-
-
-@pytest.fixture(scope="session")
 def nads(nads_file):
     return torch.from_numpy(np.load(nads_file))
 
 
 @pytest.fixture(autouse=True)
-def surroundings(tmp_path, monkeypatch):
+def surroundings(tmp_path, monkeypatch, one_process):
     """Work in an empty folder and in this process, and keep a checkpoint of every epoch."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(distributed, "num_cores", lambda: 1)
     monkeypatch.setattr(runs, "CHECKPOINT_SECONDS", 0)
-
-
-@pytest.fixture
-def no_figures(monkeypatch):
-    """Figures cost more than these trainings: leave empty files in their place."""
-    monkeypatch.setattr(plotting, "save_figure", lambda _, path: path.touch())
 
 
 @pytest.fixture
@@ -109,9 +89,6 @@ def test_the_defaults_are_the_papers():
     assert cifar.CIFAR10_MEAN == (0.4914, 0.4822, 0.4465) and cifar.CIFAR10_STD == (0.247, 0.243, 0.261)
 
 
-# --- Poison
-
-
 @given(st.integers(0, 1022), st.sampled_from([1e-3, 0.05, 3.0]), st.integers(0, 2**32 - 1))
 def test_poison_replaces_the_coefficient_on_the_carrier_and_nothing_else(nads, index, epsilon, seed):
     images = random_images(20, seed)
@@ -135,9 +112,6 @@ def test_poison_is_less_than_a_grey_level_is_not_clipped_and_leaves_its_input_al
     assert torch.allclose(poisoned[0, 0].flatten(), -0.05 * nads[9], rtol=0, atol=1e-7)
     assert poisoned.square().mean((2, 3)).max().sqrt() == pytest.approx(0.05 / 32, rel=1e-4) and 0.05 / 32 < 1 / 255
     assert poisoned.min() < 0 and not black.any()
-
-
-# --- Flip
 
 
 @settings(max_examples=15)
@@ -270,27 +244,7 @@ def test_trainings_that_all_diverged_are_an_error_that_names_the_rate(folder, na
     options = ["--max-lr", "1e38", "--clip-norm", "1e30", "--nad-index", "0,4"]
     message = refusal(capsys, main, *TINY, "--nads", nads_file, *options, "--output", "run")
     assert "no training in run ended with a finite loss: try a smaller --max-lr than 1e+38" in message
-    keys = ("nad_index", "loss", "train_accuracy", "test_accuracy", "carrying_accuracy")
-    assert [[row[key] for key in keys] for row in rows("run")] == [["0", *["nan"] * 4], ["4", *["nan"] * 4]]
-    losses = [float(epoch["loss"]) for epoch in rows(Path("run/history-nad0-0.csv"))]
-    assert [math.isfinite(loss) for loss in losses] == [True] * (len(losses) - 1) + [False]
-
-
-# --- Continuing
-
-
-def count_epochs(monkeypatch, *, stop=None):
-    """A list that grows by the number of each epoch as it begins; the keyboard stops the one after so many."""
-    learning_rate, begun = training.learning_rate, []
-
-    def counting(max_lr, epoch, step, steps, epochs):
-        if step == 0 and len(begun) == stop:
-            raise KeyboardInterrupt
-        begun.extend([epoch] if step == 0 else [])
-        return learning_rate(max_lr, epoch, step, steps, epochs)
-
-    monkeypatch.setattr(training, "learning_rate", counting)
-    return begun
+    assert [list(row.values()) for row in rows("run")] == [["0", "0", *["nan"] * 4], ["4", "0", *["nan"] * 4]]
 
 
 def equal_runs(one, other):
@@ -302,73 +256,26 @@ def equal_runs(one, other):
 
 @pytest.mark.parametrize("epochs", [1, 5])
 def test_an_interrupted_run_continues_from_its_last_epoch(folder, nads_file, no_figures, monkeypatch, epochs):
-    whole = start("whole", nads_file, "--seeds", 2)
-    with monkeypatch.context() as patch, pytest.raises(SystemExit, match="130"):
-        count_epochs(patch, stop=epochs)
-        start("run", nads_file, "--seeds", 2)
+    options = ["--arch", "tests.tiny_images:with_dropout", "--seeds", 2]
+    whole = start("whole", nads_file, *options)
+    count_epochs(monkeypatch, stop=epochs)
+    with pytest.raises(SystemExit, match="130"):
+        start("run", nads_file, *options)
     assert f"checkpoint-0_{epochs // 3}.pt" in names(Path("run"))
     trained = count_epochs(monkeypatch)
-    assert equal_runs(start("run", nads_file, "--seeds", 2), whole)
-    assert trained == [0, 1, 2, 0, 1, 2][epochs:] and names(Path("run")) == names(whole)
-
-
-def test_a_run_stopped_before_its_row_trains_nothing_again(folder, nads_file, no_figures, monkeypatch):
-    whole = start("whole", nads_file)
-    with monkeypatch.context() as patch, pytest.raises(SystemExit, match="130"):
-        patch.setattr(runs, "append_row", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        start("run", nads_file)
-    trained = count_epochs(monkeypatch)
-    assert equal_runs(start("run", nads_file), whole)
-    start("whole", nads_file)  # and a finished one neither
-    assert trained == []
-
-
-def test_more_indices_and_repetitions_keep_those_that_are_there(folder, nads_file, no_figures, monkeypatch):
-    first = rows(start("run", nads_file, "--nad-index", 7))
-    trained = count_epochs(monkeypatch)
-    found = rows(start("run", nads_file, "--nad-index", "3,7", "--seeds", 2))
-    assert [(row["nad_index"], row["repetition"]) for row in found] == [(i, r) for i in "37" for r in "01"]
-    assert first == [found[2]] and trained == 3 * [0, 1, 2]
-
-
-KILLED = """
-import os, signal, sys
-import poison_cifar
-from utils import distributed, runs, training
-distributed.num_cores, runs.CHECKPOINT_SECONDS = lambda: 1, 0
-learning_rate = training.learning_rate
-def killed(max_lr, epoch, *where):
-    if epoch == 2:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return learning_rate(max_lr, epoch, *where)
-training.learning_rate = killed
-poison_cifar.main(sys.argv[1:])
-"""
-
-
-def test_a_killed_run_continues_with_the_numbers_of_an_uninterrupted_one(folder, nads_file, no_figures):
-    arch = ["--arch", "tests.tiny_images:with_dropout"]
-    command = [sys.executable, "-c", KILLED, *TINY, *arch, "--nads", str(nads_file), "--output", "run"]
-    result = subprocess.run(command, capture_output=True, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False)
-    assert result.returncode == -signal.SIGKILL, result.stderr
-    assert "checkpoint-0_0.pt" in names(Path("run")) and "accuracies.csv" not in names(Path("run"))
     torch.manual_seed(99)  # what happened before in the process has no part in it
-    assert equal_runs(start("run", nads_file, *arch), start("whole", nads_file, *arch))
+    for _ in range(2):  # a finished run trains nothing again
+        assert equal_runs(start("run", nads_file, *options), whole)
+    assert trained == [0, 1, 2, 0, 1, 2][epochs:] and names(Path("run")) == names(whole)
 
 
 def test_two_ranks_decode_once_share_the_trainings_and_give_the_rows_of_one(tmp_path, folder, nads_file):
     options = ["--nad-index", "0,5", "--seeds", 2]
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = ["poison_cifar", *TINY, *options, "--nads", nads_file, "--output", "ranks"]
-    with start_script(*command, folder=tmp_path, launcher=torchrun) as process:
-        printed, errors = process.communicate(timeout=300)
-    assert process.returncode == 0 and printed.count("clean test accuracy, NAD 0: ") == 1, errors
-    assert errors.count("decoding train images:   0%") == 1
+    printed, errors = run_on_ranks(*command, folder=tmp_path)
+    assert printed.count("clean test accuracy, NAD 0: ") == errors.count("decoding train images:   0%") == 1
     one = start("one", nads_file, *options)
     assert len(rows(one)) == 4 and equal_runs(Path("ranks"), one) and names(Path("ranks")) == names(one)
-
-
-# --- Bad input
 
 
 def test_everything_but_which_rows_are_wanted_counts_among_the_settings(nads_file):
@@ -403,9 +310,3 @@ def test_bad_input_is_one_line_and_code_2_before_any_work(nads_file, capsys, mon
     monkeypatch.setattr(distributed, "launch", None)
     assert words in refusal(capsys, main, *plain, "--output", "run", *options)
     assert not Path("run").exists()
-
-
-def test_a_damaged_image_is_one_line_and_code_2_after_the_progress_bar(folder, nads_file, capsys):
-    (folder / "test" / "c" / "5.png").write_bytes(b"no image")
-    message = refusal(capsys, main, *TINY, "--nads", nads_file, "--output", "run")
-    assert "images/test/c/5.png cannot be used" in message and names(Path()) == {"images"}

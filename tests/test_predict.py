@@ -9,7 +9,7 @@ from torch import nn
 
 import directional_bias
 from directional_bias import NUM_NETWORKS, auc, compare_prediction, main, parse_arguments, share, variance_along
-from tests.helpers import refusal, rows, start_script
+from tests.helpers import refusal, rows, run_on_ranks
 from utils import differences, runs
 from utils.directions import fourier_direction, fourier_map
 
@@ -43,16 +43,9 @@ def blind(num_classes):
     return sees_one_direction(num_classes, 0.0)
 
 
-class Negative(nn.Linear):
-    """A linear network whose last layer is not what it returns: it is sampled whole."""
-
-    def forward(self, x):
-        """Map images (N, 1, 8, 8) to (N, 1)."""
-        return -super().forward(x.flatten(1))
-
-
-def negative():
-    return Negative(64, 1)
+def convolution():
+    """A linear network that does not end in a linear layer: it is sampled whole."""
+    return nn.Sequential(nn.Conv2d(1, 1, 8), nn.Flatten())
 
 
 # --- Closed forms
@@ -65,7 +58,7 @@ def test_along_its_weight_the_share_of_a_linear_network_is_the_dimension_and_els
 def test_logistic_regression_prefers_nothing():
     images = torch.stack(list(fourier_map(8).values()))
     assert shares_of(images, "logreg") == pytest.approx(np.ones(len(images)), abs=1e-5)  # exactly, its layer integrated
-    sampled = shares_of(images, f"{__name__}:negative", num_networks=500)
+    sampled = shares_of(images, f"{__name__}:convolution", num_networks=500)
     assert sampled == pytest.approx(np.ones(len(images)), abs=0.3)  # 5 standard errors
 
 
@@ -140,11 +133,9 @@ def test_shares_rank_accuracies_beside_the_lower_frequency(tmp_path, capsys):
 
 
 def test_two_ranks_share_the_networks_and_give_the_shares_of_one(tmp_path):
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     options = [*SMALL, TINY, "--predict", 3, "--output", "two"]
-    with start_script("directional_bias", *options, folder=tmp_path, launcher=torchrun) as process:
-        out, errors = process.communicate(timeout=300)
-    assert process.returncode == 0 and "ranks: 2" in out and out.count("figure: ") == 1, errors
+    out, _ = run_on_ranks("directional_bias", *options, folder=tmp_path)
+    assert "ranks: 2" in out and out.count("figure: ") == 1
     one, two = start(tmp_path / "one", "--predict", 3), rows(tmp_path / "two" / "predicted.csv")
     two = [float(row["share"]) for row in two]
     assert two == pytest.approx(one, rel=1e-5) and np.ptp(one) > 0.1

@@ -11,6 +11,7 @@ from torch import nn
 
 from directional_bias import train_on_direction
 from models import LeNet, LogReg
+from tests.helpers import count_epochs
 from utils import runs, training
 from utils.directions import fourier_direction, random_direction
 from utils.training import SWITCHES, evaluate, learning_rate, precision_mode, train
@@ -35,18 +36,12 @@ def weights_of(model):
     return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
 
 
-# --- The learning rate
-
-
 @given(st.floats(1e-3, 10), st.integers(1, 30), st.integers(1, 100))
 def test_the_rate_falls_linearly_and_is_0_at_the_last_step(max_lr, epochs, steps):
     rates = [learning_rate(max_lr, e, s, steps, epochs) for e in range(epochs) for s in range(steps)]
     total = epochs * steps
     for step, rate in enumerate(rates, start=1):
         assert rate == pytest.approx(max_lr * (total - step) / total, abs=1e-9 * max_lr)
-
-
-# --- Training, followed by hand
 
 
 def train_by_hand(model, images, labels, *, epochs, batch_size, max_lr, clip_norm, momentum, weight_decay, source):
@@ -83,42 +78,6 @@ def test_training_takes_the_steps_of_the_recipe(num_samples, clip_norm, momentum
     assert len(history) == 3 and history == [pytest.approx(row, abs=1e-5) for row in expected]
 
 
-class Recorder(nn.Module):
-    """A linear model that remembers its batches."""
-
-    def __init__(self, size):
-        super().__init__()
-        self.linear = LogReg(size, 2)
-        self.batches = []
-
-    def forward(self, x):
-        """Logits of the images."""
-        self.batches.append((self.training, x.flatten().tolist()))
-        return self.linear(x)
-
-
-def test_an_epoch_takes_every_sample_once_in_a_fresh_order_and_goes_on_in_training_mode_after_a_test():
-    model, images, labels = Recorder(1), torch.arange(10.0).view(10, 1, 1, 1), torch.zeros(10).long()
-    tests = {"test": (images, labels)}
-    train(model, images, labels, generator=generator(), tests=tests, **RECIPE | {"epochs": 2})
-    assert [(mode, len(x)) for mode, x in model.batches] == 2 * [(True, 4), (True, 4), (True, 2), (False, 10)]
-    first, second = ([x for mode, batch in model.batches[i : i + 3] for x in batch] for i in (0, 4))
-    assert sorted(first) == sorted(second) == list(range(10)) and first != second
-
-
-def test_training_depends_on_its_generator_alone_and_not_on_tests():
-    outcomes = []
-    for seed, disturbance, tested in [(1, 0, True), (1, 99, False), (2, 0, False)]:
-        model, images, labels = noise_images(20)
-        torch.manual_seed(disturbance)
-        tests = {"test": (images, labels)} if tested else None
-        history = train(model, images, labels, generator=generator(seed), tests=tests, **RECIPE)
-        if tested:
-            assert history[-1].pop("test_accuracy") == evaluate(model, images, labels)
-        outcomes.append((weights_of(model).tolist(), history[-1]))
-    assert outcomes[0] == outcomes[1] != outcomes[2]
-
-
 def test_a_long_training_shows_its_epochs_and_a_short_one_does_not(monkeypatch, capsys):
     model, images, labels = noise_images(20)
     train(model, images, labels, generator=generator(), **RECIPE)
@@ -132,17 +91,6 @@ def test_logistic_regression_learns_every_direction():
     for v in (fourier_direction(0, 0, size=16), random_direction((1, 16, 16), generator())):
         outcome = train_on_direction(v, arch="logreg", num_train=3000, num_test=1000, sigma=1.0, epochs=10)
         assert outcome["test_accuracy"] == 100
-
-
-def test_training_on_a_direction_depends_on_its_seed_and_leaves_torchs_generator_alone():
-    v = fourier_direction(1, 2, size=8)
-    sizes = {"arch": "logreg", "num_train": 50, "num_test": 500, "epochs": 1}
-    torch.manual_seed(3)
-    state = torch.get_rng_state()
-    first = train_on_direction(v, seed=1, **sizes)
-    assert torch.equal(torch.get_rng_state(), state)
-    torch.manual_seed(4)
-    assert train_on_direction(v, seed=1, **sizes) == first != train_on_direction(v, seed=2, **sizes)
 
 
 def test_divergence_ends_the_training_and_is_reported_as_nan():
@@ -162,22 +110,11 @@ def test_a_nan_that_pooling_hides_from_the_loss_is_reported():
     assert len(history) == 1 and math.isnan(history[0]["loss"])
 
 
-# --- Continuing from a checkpoint
-
-
 def train_until(epoch, path, monkeypatch, *, hidden=8):
-    """Train a network with statistics and dropout; a KeyboardInterrupt comes in this epoch, if it comes to that."""
+    """Train a network with statistics and dropout, which the keyboard stops in this epoch, if it comes to that."""
     _, images, labels = noise_images(20)
     layers = (nn.Flatten(), nn.Linear(9, hidden), nn.BatchNorm1d(hidden), nn.Dropout(0.3), nn.Linear(hidden, 2))
-    model, trained = nn.Sequential(*layers), []
-
-    def rate(max_lr, now, *rest):
-        trained.append(now)
-        if now == epoch:
-            raise KeyboardInterrupt
-        return learning_rate(max_lr, now, *rest)
-
-    monkeypatch.setattr(training, "learning_rate", rate)
+    model, trained = nn.Sequential(*layers), count_epochs(monkeypatch, stop=epoch)
     options = RECIPE | {"epochs": 5, "momentum": 0.9, "weight_decay": 0.01, "checkpoint": path}
     history = train(model, images, labels, generator=generator(), tests={"test": (images, labels)}, **options)
     state = {name: value.tolist() for name, value in model.state_dict().items()}
@@ -192,8 +129,8 @@ def test_an_interrupted_training_continues_from_its_last_epoch_and_ends_the_same
     with pytest.raises(KeyboardInterrupt):
         train_until(epoch, tmp_path / "state.pt", monkeypatch)
     assert (tmp_path / "state.pt").exists() == (epoch > 0)
-    continued = train_until(None, tmp_path / "state.pt", monkeypatch)
-    assert continued[:2] == (history, state) and min(continued[2]) == epoch
+    for left in ([*range(epoch, 5)], []):  # the second time it is complete
+        assert train_until(None, tmp_path / "state.pt", monkeypatch) == (history, state, left)
 
 
 def test_a_checkpoint_that_does_not_fit_is_refused_by_name(tmp_path, monkeypatch):
@@ -208,9 +145,6 @@ def test_a_checkpoint_that_does_not_fit_is_refused_by_name(tmp_path, monkeypatch
         runs.save_checkpoint(path, other)
         with pytest.raises(ValueError, match=words):
             train_until(None, path, monkeypatch)
-
-
-# --- Evaluation
 
 
 class SignOfFirstPixel(nn.Module):
@@ -236,9 +170,6 @@ def test_accuracy_is_the_counted_one_whatever_the_batch_size(samples):
         assert answer == pytest.approx(100 * right / len(samples))
 
 
-# --- Precision
-
-
 FLAGS = {  # the switches and the older flags behind them, which must be readable together
     "highest": [*4 * ["ieee"], False, False, "highest"],
     "high": [*4 * ["tf32"], True, True, "high"],
@@ -251,20 +182,14 @@ def flags():
     return [*(switch.fp32_precision for switch in SWITCHES), *old, torch.get_float32_matmul_precision()]
 
 
-@pytest.fixture(params=FLAGS)
+@pytest.fixture(params=["torch's own", *FLAGS])
 def before(request):
-    """What the flags are set to before the test, and their own values again after it."""
+    """What the flags are, or are set to, before the test; and their own values again after it."""
     own = [switch.fp32_precision for switch in SWITCHES]
-    training._set_switches(*FLAGS[request.param][:4])
-    yield FLAGS[request.param]
+    if request.param in FLAGS:
+        training._set_switches(*FLAGS[request.param][:4])
+    yield FLAGS.get(request.param) or flags()
     training._set_switches(*own)
-
-
-def test_torchs_defaults_are_left_as_they_are():
-    found = flags()
-    with precision_mode("fp32", "cpu"):
-        pass
-    assert flags() == found
 
 
 @pytest.mark.parametrize(("precision", "inside"), [("fp32", "highest"), ("bf16", "highest"), ("tf32", "high")])
@@ -323,10 +248,3 @@ def test_tf32_rounds_and_fp32_does_not():
         with precision_mode(precision, "cuda"):
             errors[precision] = (a @ a - exact).abs().max().item()
     assert errors["fp32"] < 1e-3 < errors["tf32"]
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
-def test_every_precision_trains_on_the_gpu(precision):
-    sizes = {"arch": "logreg", "num_train": 2000, "num_test": 500, "sigma": 0.3, "epochs": 4}
-    assert train_on_direction(fourier_direction(1, 0).cuda(), precision=precision, **sizes)["test_accuracy"] > 99

@@ -26,85 +26,67 @@ class Tiny(nn.Module):
         return self.head(self.features(x))
 
 
-def plain(num_channels, num_classes, image_size):
-    return Tiny(num_channels, num_classes, image_size)
+def tiny(change=lambda model: None, **sizes):
+    """A factory of such networks, of these sizes whatever is asked for, each changed in place."""
+
+    def build():
+        model = Tiny(**sizes)
+        change(model)
+        return model
+
+    return build
 
 
-def ten_outputs():
-    return Tiny(num_classes=10)
+plain = Tiny
+ten_outputs = tiny(num_classes=10)
+reparametrised_head = tiny(lambda model: nn.utils.parametrizations.weight_norm(model.head))
+zero_head = tiny(lambda model: nn.init.zeros_(model.head.weight))  # as torchvision's vision transformers start
+positive_head = tiny(lambda model: nn.init.uniform_(model.head.weight, 0, 0.1), features=256)
+nan_head = tiny(lambda model: nn.init.constant_(model.head.weight, torch.nan))
+nan_trunk = tiny(lambda model: nn.init.constant_(model.conv.weight, torch.nan))
 
 
-def of_another_size():
-    return Tiny(image_size=16)
+class TiedWeights(Tiny):
+    """The head's weights are also those of a gate."""
 
-
-def reparametrised_head():
-    model = Tiny()
-    nn.utils.parametrizations.weight_norm(model.head)
-    return model
-
-
-def zero_head():
-    """As torchvision's vision transformers start."""
-    model = Tiny()
-    nn.init.zeros_(model.head.weight)
-    return model
-
-
-def positive_head():
-    model = Tiny(features=256)
-    nn.init.uniform_(model.head.weight, 0, 0.1)
-    return model
-
-
-def nan_head():
-    model = Tiny()
-    nn.init.constant_(model.head.weight, torch.nan)
-    return model
-
-
-def nan_trunk():
-    model = Tiny()
-    nn.init.constant_(model.conv.weight, torch.nan)
-    return model
-
-
-class _Tied(Tiny):
     def __init__(self):
         super().__init__()
         self.gate = nn.Linear(16, 1)
         self.gate.weight = self.head.weight
 
     def forward(self, x):
+        """Map images (N, 1, 8, 8) to (N, 1)."""
         h = self.features(x)
         return self.head(h * self.gate(h).sigmoid())
 
 
-def tied_weights():
-    return _Tied()
+class UsedTwice(Tiny):
+    """The head is its own gate."""
 
-
-class _Twice(Tiny):
     def forward(self, x):
+        """Map images (N, C, S, S) to (N, 1)."""
         h = self.features(x)
         return self.head(h * self.head(h).sigmoid())
 
 
-def used_twice():
-    return _Twice()
+class MeanOfTokens(nn.Module):
+    """The head looks at each token, (N, tokens, 8) -> (N, tokens, 1)."""
 
-
-class _Tokens(nn.Module):
     def __init__(self):
         super().__init__()
         self.head = nn.Linear(8, 1)
 
     def forward(self, x):
-        return self.head(x.flatten(1).unflatten(1, (-1, 8))).mean(1)  # (N, tokens, 1) -> (N, 1)
+        """Map images (N, 1, 8, 8) to (N, 1)."""
+        return self.head(x.flatten(1).unflatten(1, (-1, 8))).mean(1)
 
 
-def mean_of_tokens():
-    return _Tokens()
+class ReturnsAPair(Tiny):
+    """Not one tensor."""
+
+    def forward(self, x):
+        """Map images to their outputs and themselves."""
+        return super().forward(x), x
 
 
 def ends_in_convolution():
@@ -117,12 +99,3 @@ def ends_in_relu():
 
 def ends_in_clamp():
     return nn.Sequential(Tiny(), nn.Hardtanh(-100, 100))
-
-
-class _Pair(Tiny):
-    def forward(self, x):
-        return super().forward(x), x
-
-
-def returns_a_pair():
-    return _Pair()
