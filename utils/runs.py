@@ -209,10 +209,8 @@ def do_items(
     return rows
 
 
-def mean_and_spread(
-    rows: list[dict[str, str]], keys: Sequence[str], column: str = "test_accuracy"
-) -> dict[tuple[int, ...], tuple[float, float, int]]:
-    """An accuracy of the rows that share their keys and did not diverge: mean, standard deviation or nan, number."""
+def mean_and_spread(rows: list[dict[str, str]], keys: Sequence[str], column: str = "test_accuracy") -> dict[tuple, Any]:
+    """An accuracy by `keys`, of rows that did not diverge: (mean, standard deviation or nan, number) of each key."""
     values: dict[tuple[int, ...], list[float]] = {}
     for row in rows:
         if math.isfinite(accuracy := float(row[column])):
