@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from directional_bias import auc
 from tests import helpers
 from tests.helpers import ROOT
 from utils import runs
@@ -151,6 +152,19 @@ def test_the_numbers_in_where_it_differs_are_those_of_the_files():
     assert f"normalising ({before:.1f}, by the statistics of the flipped images {own:.1f})" in said
     tested = column("flip_lenet_variants")
     assert f"test accuracy is {tested.min():.1f} to {tested.max():.1f} in all" in said
+
+
+def test_how_vgg11_is_predicted_is_said_as_measured():
+    means = {
+        cell: mean for cell, (mean, _, _) in runs.mean_and_spread(rows("directional_bias_vgg11_bf16"), KEYS).items()
+    }
+    rule = 100 * auc(-np.array([np.hypot(*cell) for cell in means]), np.array(list(means.values())))
+    pairs = sum(mean > 75 for mean in means.values()) * sum(mean <= 55 for mean in means.values())
+    by_four = [row for row in rows("prediction/stability") if (row["network"], row["networks"]) == ("VGG11", "4")]
+    low, *_, high = sorted(100 * float(row["auc_measured"]) for row in by_four)
+    said = " ".join(README.split())
+    assert f"{rule:.1f} % of the {pairs} pairs measured here against {low:.1f} to {high:.1f} by seed" in said
+    assert f"at chance ({means[0, -8]:.1f} and {means[0, -16]:.1f} % here)" in said
 
 
 def test_the_numbers_of_the_table_of_designs_are_those_of_their_summary():
