@@ -13,8 +13,7 @@ class VGG11_bn(nn.Module):
     """VGG-11 with batch norm.
 
     Convolution weights are drawn from N(0, 2/(k²·out_channels)) and their biases are 0; the linear layers
-    keep PyTorch's default initialisation. The 1×1 average pool that ends `features` is the identity: it is
-    there because the authors' network has one.
+    keep PyTorch's default initialisation.
 
     The source has 32×32 images only. For larger ones, the five max-pools leave ⌊S/32⌋ × ⌊S/32⌋ positions, all of
     which enter the first linear layer.
@@ -32,7 +31,7 @@ class VGG11_bn(nn.Module):
                 layers += [convolution, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True)]
                 in_channels = out_channels
             layers.append(nn.MaxPool2d(2))
-        self.features = nn.Sequential(*layers, nn.AvgPool2d(1))
+        self.features = nn.Sequential(*layers)
         self.classifier = nn.Sequential(
             nn.Linear(in_channels * (image_size // 32) ** 2, HIDDEN),
             nn.ReLU(),

@@ -167,7 +167,7 @@ def test_vgg_initialisation():
             assert abs(layer.weight.mean().item()) < 5 * std / math.sqrt(n)
             assert not layer.bias.any()
     # Normal, not uniform: the fourth moment of a normal variable is 3σ⁴, of a uniform one 1.8σ⁴.
-    weight = net.features[-5].weight
+    weight = net.features[-4].weight
     assert ((weight**4).mean() / (weight**2).mean() ** 2).item() == pytest.approx(3, rel=0.02)
     hidden = net.classifier[3].weight
     assert hidden.abs().max().item() == pytest.approx(1 / math.sqrt(512), rel=1e-3)
