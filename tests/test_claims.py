@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from directional_bias import auc
+from directional_bias import LEARNT, UNLEARNT, auc
 from tests import helpers
 from tests.helpers import ROOT
 from utils import runs
@@ -159,7 +159,7 @@ def test_how_vgg11_is_predicted_is_said_as_measured():
         cell: mean for cell, (mean, _, _) in runs.mean_and_spread(rows("directional_bias_vgg11_bf16"), KEYS).items()
     }
     rule = 100 * auc(-np.array([np.hypot(*cell) for cell in means]), np.array(list(means.values())))
-    pairs = sum(mean > 75 for mean in means.values()) * sum(mean <= 55 for mean in means.values())
+    pairs = sum(mean > LEARNT for mean in means.values()) * sum(mean <= UNLEARNT for mean in means.values())
     by_four = [row for row in rows("prediction/stability") if (row["network"], row["networks"]) == ("VGG11", "4")]
     low, *_, high = sorted(100 * float(row["auc_measured"]) for row in by_four)
     said = " ".join(README.split())
