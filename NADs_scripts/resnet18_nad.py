@@ -1,7 +1,7 @@
 """Regenerate NADs/ResNet18_NADs.npy and NADs/ResNet18_eigenvals.npy: 320 networks, the last layer integrated out.
 
 The first and the last published singular values are 0.042828 and 0.00023923; they fit 5,000 networks on a scale where
-all others fit 10,000, so expect √2 times as much, and at the end more: see sampling_effect.py.
+all others fit 10,000, so expect √2 times as much, and at the end more: see compare.py --sampled.
 """
 
 import sys

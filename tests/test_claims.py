@@ -86,8 +86,10 @@ def here():
     ends = {name: values[[0, 1022]] for name, values in spectra.items()}
     poisoned = np.array(list(runs.mean_and_spread(rows("poison_lenet"), ["nad_index"]).values()))
     errors = ("", "pearson", "mean_absolute_difference")
-    inside = ("smallest_of_all_by_sampled", "largest_of_all_by_sampled")
-    outside = ("first_published_by_sampled", "last_published_by_sampled")
+    in_samples = {
+        name: pick("sampling_effect", f"{name}_NADs.npy", "smallest_ratio", "largest_ratio", "first", "last")
+        for name in ("LeNet", "VGG11", "ResNet18", "DenseNet121")
+    }
     return {
         "LogReg: mean, range": [logreg.mean(), logreg.min(), logreg.max()],
         "LeNet: mean, range": [lenet.mean(), lenet.min(), lenet.max()],
@@ -108,10 +110,10 @@ def here():
         "VGG-11 (bn): log variances along the published NADs; overlap at k = 100": vgg11[4:],
         "ResNet-18 (√2 × published)": ends["ResNet18"],
         "DenseNet-121": ends["DenseNet121"],
-        "LeNet: all published values by those of a sample of ours": pick("sampling_effect", "LeNet", *inside),
-        "VGG-11 (bn): the same": pick("sampling_effect", "VGG11", *inside),
-        "ResNet-18: the same, first and last alone": pick("sampling_effect", "ResNet18", *outside),
-        "DenseNet-121: the same, first and last alone": pick("sampling_effect", "DenseNet121", *outside),
+        "LeNet: all of a sample of 10,000 by the published": in_samples["LeNet"][:2],
+        "VGG-11 (bn): the same": in_samples["VGG11"][:2],
+        "ResNet-18: first and last of a sample of 5,000 (√2 × published)": in_samples["ResNet18"][2:],
+        "DenseNet-121: first and last of a sample of 10,000": in_samples["DenseNet121"][2:],
         "LeNet, NADs by the paper's protocol": along_nads("nad_accuracies_lenet_sampled"),
         "LeNet, the NADs in `NADs/`": along_nads("nad_accuracies_lenet"),
         "LeNet: original → flipped": [column(f"{name}_lenet").mean() for name in ("original", "flip")],

@@ -1,10 +1,10 @@
-"""NADs_scripts: what compare.py prints and refuses; what the number of samples does to a spectrum."""
+"""NADs_scripts: what compare.py prints and refuses; what a sample does to a spectrum."""
 
 import numpy as np
 import pytest
 
-from NADs_scripts import compare, sampling_effect
-from NADs_scripts.sampling_effect import sampled_spectrum
+from NADs_scripts import compare
+from NADs_scripts.compare import sampled_spectrum
 from tests.helpers import refusal, rows
 
 SPECTRUM = np.geomspace(2, 0.01, 64).astype(np.float32)
@@ -67,19 +67,21 @@ def test_a_spectrum_of_another_length_is_refused(tmp_path, capsys, values):
 
 
 def test_a_sample_of_a_flat_spectrum_has_the_edges_of_marchenko_and_pastur():
-    number, dimension, variance = 2_000, 200, 4.0
-    values = sampled_spectrum(np.full(dimension, (9999 * variance) ** 0.5), number)
-    edges = np.sqrt(number * variance) * (1 + np.array([1, -1]) * (dimension / number) ** 0.5)
+    number, dimension = 2_000, 200
+    values = sampled_spectrum(np.full(dimension, 3.0), number)
+    edges = 3 * (1 + np.array([1, -1]) * (dimension / number) ** 0.5)
+    assert len(values) == dimension - 1
     np.testing.assert_allclose(values[[0, -1]], edges, rtol=0.03)
-    assert np.sqrt(np.mean(values**2)) == pytest.approx(np.sqrt(number * variance), rel=0.01)
+    assert np.sqrt(np.mean(values**2)) == pytest.approx(3, rel=0.01)
 
 
-def test_the_whole_spectrum_is_compared_where_there_is_a_published_one(tmp_path):
-    shipped = np.load(sampling_effect.ROOT / "NADs" / "LeNet_eigenvals.npy")
-    np.save(tmp_path / "LeNet_eigenvals.npy", sampled_spectrum(shipped, 10_000)[:1023] * np.linspace(0.9, 1.1, 1023))
-    sampling_effect.main(["--published", str(tmp_path), "--output", str(tmp_path)])
-    ends = [
-        (row["smallest_of_all_by_sampled"], row["largest_of_all_by_sampled"])
-        for row in rows(tmp_path / "sampling_effect.csv")
-    ]
-    assert ends == [("0.900", "1.100"), ("", ""), ("", ""), ("", "")]
+def test_a_spectrum_is_compared_as_a_sample_shows_it(tmp_path, capsys):
+    a, table = save(tmp_path, "A", basis(), SPECTRUM), tmp_path / "table.csv"
+    b = save(tmp_path, "B", basis()[:63], sampled_spectrum(SPECTRUM, 100) * np.linspace(0.9, 1.1, 63))
+    compare.main([a, b, "--sampled", "100", "--table", str(table)])
+    (row,) = rows(table)
+    assert row["a"] == f"100 gradients of {a}" and float(row["first"]) == pytest.approx(2, rel=0.3)
+    assert (row["smallest_ratio"], row["largest_ratio"]) == (f"{1 / 1.1:.4f}", f"{1 / 0.9:.4f}")
+    assert "--sampled 1 needs two gradients" in refusal(capsys, compare.main, a, b, "--sampled", 1)
+    bare = save(tmp_path, "C", basis())
+    assert f"the spectrum beside {bare}" in refusal(capsys, compare.main, bare, b, "--sampled", 100)

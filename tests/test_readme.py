@@ -19,7 +19,6 @@ SMALL = {
     "directional_bias.py": "--epochs 1 --num-train 20 --num-test 20",
     "nad_computation.py": "--num-networks 2",
     "poison_cifar.py": "--epochs 1 --data {images}",
-    "NADs_scripts/sampling_effect.py": "--output {output}",
     "NADs_scripts/figure.py": "--output {output}/nads.png",
     "NADs_scripts/compare.py": "",
     "NADs_scripts/atlas.py": "--arch logreg",
