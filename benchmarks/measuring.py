@@ -17,7 +17,7 @@ from benchmarks.plain import gradient_plainly, train_plainly
 from directional_bias import RECIPE, variance_along
 from models import build_model
 from nad_computation import draw_point
-from utils import distributed
+from utils import convolution, distributed
 from utils.directions import fourier_map
 from utils.last_layer import draw_network, network_rows
 from utils.training import train
@@ -54,8 +54,14 @@ def peak_memory(device: torch.device) -> float:
     return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1e6
 
 
-def training(arch: str, steps: int, device: torch.device, precision: str | None) -> tuple[float, float]:
-    """Images a second and peak memory of experiment 1; the plain way, in fp32, where there is no precision."""
+def training(
+    arch: str, steps: int, device: torch.device, precision: str | None, products: bool = True
+) -> tuple[float, float]:
+    """Images a second and peak memory of experiment 1; the plain way, in fp32, where there is no precision.
+
+    Without `products`, small convolutions in bf16 on a CPU are left to torch.
+    """
+    convolution.MAX_PIXELS *= products
     model = build_model(arch, 1, 2).to(device)
     images = torch.randn(steps * RECIPE["batch_size"], 1, 32, 32, device=device if precision else "cpu")
     labels = torch.randint(2, (len(images),), device=images.device)

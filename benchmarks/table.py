@@ -38,11 +38,15 @@ SAMPLES = RECIPE["epochs"] * DATA["num_train"]  # images that the training on a 
 def measure_training(arch: str, steps: int, device: torch.device) -> dict[str, tuple[float, float]]:
     """Images a second of all processes, and peak memory of one: the plain way, and ours by precision."""
     found, at_once = {}, how_many_at_once(arch, device)
-    bf16 = device.type == "cuda" or torch.cpu.get_capabilities().get("avx512_bf16")
+    kinds = {"fp32": ("fp32",)}
+    if device.type == "cuda" or torch.cpu.get_capabilities().get("avx512_bf16"):
+        kinds["bf16"] = ("bf16",)
+    if device.type == "cpu" and "bf16" in kinds:
+        kinds["bf16, torch's convolutions"] = ("bf16", False)
     plain = in_processes(1, measuring.training, arch, steps, device, None)
-    for precision in ("fp32", "bf16") if bf16 else ("fp32",):
-        rates, memory = zip(*in_processes(at_once, measuring.training, arch, steps, device, precision), strict=True)
-        found[precision] = (sum(rates), max(memory))
+    for kind, options in kinds.items():
+        rates, memory = zip(*in_processes(at_once, measuring.training, arch, steps, device, *options), strict=True)
+        found[kind] = (sum(rates), max(memory))
     plain += in_processes(1, measuring.training, arch, steps, device, None)
     return {"plain": (harmonic_mean(rate for rate, _ in plain), plain[0][1])} | found
 
