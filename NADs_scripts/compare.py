@@ -7,7 +7,8 @@ also prints the correlation of log variances of A along B's rows, and the ratios
 range over all. With --table the same goes into a row of a CSV file.
 
 The spectrum of a sample is wider than that of the covariance it is drawn from. The authors' spectra are those of 10,000
-gradients (ResNet-18's of 5,000), those in NADs/ nearly free of this: --sampled takes A's as a sample of N shows it.
+gradients (ResNet-18's of 5,000), while those in NADs/ are nearly free of this: --sampled takes A's spectrum, and that
+alone, as a sample of N gradients shows it.
 """
 
 import sys
@@ -39,9 +40,9 @@ def load_with_spectrum(path: Path, dimension: int) -> NADs:
 
 
 def sampled_spectrum(singular_values: np.ndarray, number: int, seed: int = 0) -> np.ndarray:
-    """√(9999·λ), falling, of `number` Gaussian vectors drawn with these of the covariance, (D,); the last left out."""
+    """What `number` Gaussian vectors show of the singular values (D,) of their covariance: (D,), on the same scale."""
     vectors = np.random.default_rng(seed).standard_normal((number, len(singular_values))) * singular_values
-    return np.linalg.svd(vectors - vectors.mean(0), compute_uv=False)[:-1] / np.sqrt(number - 1)
+    return np.linalg.svd(vectors - vectors.mean(0), compute_uv=False) / np.sqrt(number - 1)
 
 
 @cli.one_line_errors
@@ -50,17 +51,18 @@ def main(argv: list[str] | None = None) -> None:
     parser = cli.ArgumentParser(__doc__)
     parser.add_argument("a", type=Path, help="file of NADs")
     parser.add_argument("b", type=Path, help="file of NADs to compare with")
-    parser.add_argument("--sampled", type=cli.positive_int, metavar="N", help="of gradients in a sample of A")
+    parser.add_argument("--sampled", type=cli.positive_int, metavar="N", help="take A's spectrum from N gradients")
     parser.add_argument("--table", type=Path, help="CSV file to add a row to")
     args = parser.parse_args(argv)
     dimension = (load_array(args.a).shape or (0,))[-1]
     a, b = (load_with_spectrum(path, dimension) for path in (args.a, args.b))
     name = args.a
     if args.sampled:
-        if args.sampled < 2 or not len(a.singular_values):
-            parser.error(f"--sampled {args.sampled} needs two gradients or more, and the spectrum beside {args.a}")
-        a = NADs(a.directions, sampled_spectrum(a.singular_values, args.sampled))
-        name = f"{args.sampled} gradients of {args.a}"
+        if args.sampled <= dimension or not (len(a.singular_values) and len(b.singular_values)):
+            parser.error(f"--sampled {args.sampled}: expected more than {dimension}, and spectra beside both files")
+        sampled = sampled_spectrum(a.singular_values, args.sampled)
+        a = NADs(a.directions, sampled[: dimension - 1])  # the authors' files lack the last
+        name = f"spectrum of {args.sampled} gradients of {args.a}"
     row = {"a": name, "b": args.b.name} | dict.fromkeys(COLUMNS, "")
     for k in (k for k in SIZES if k <= dimension):
         overlap = subspace_overlap(a.directions, b.directions, k)
@@ -76,6 +78,7 @@ def main(argv: list[str] | None = None) -> None:
         print(f"correlation of log variances along B: {row['log_variances']}")
         print(f"median ratio of singular values:      {found['median_ratio']:.3f}")
         print(f"range of these ratios:                {ratios.min():.3f} to {ratios.max():.3f}")
+        print(f"first and last singular value of A:   {row['first']}, {row['last']}")
     if args.table:
         runs.append_row(args.table, row)
 

@@ -61,7 +61,8 @@ def training(
 
     Without `products`, small convolutions in bf16 on a CPU are left to torch.
     """
-    convolution.MAX_PIXELS *= products
+    if not products:
+        convolution.MAX_PIXELS = 0  # of this process
     model = build_model(arch, 1, 2).to(device)
     images = torch.randn(steps * RECIPE["batch_size"], 1, 32, 32, device=device if precision else "cpu")
     labels = torch.randint(2, (len(images),), device=images.device)

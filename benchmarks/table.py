@@ -3,9 +3,10 @@
     python benchmarks/table.py --arch lenet resnet18
 
 The plain way runs before and after, as the speed of a shared machine varies. The plain training is fp32; bf16 is timed
-where the processor has it. A map by training is extrapolated from the rate in fp32, without its tests. A marginal
-network is worth so many sampled ones in the Frobenius norm of the covariance's error, and after whitening, where all
-directions count the same; times the ratio in seconds, that is the ratio in time to equal fidelity.
+where the processor has it, for the large networks also with torch's own convolutions (utils/convolution.py). A map by
+training is extrapolated from the rate in fp32, without its tests. A marginal network is worth so many sampled ones in
+the Frobenius norm of the covariance's error, and after whitening, where all directions count the same; times the ratio
+in seconds, that is the ratio in time to equal fidelity.
 """
 
 import sys
@@ -41,7 +42,7 @@ def measure_training(arch: str, steps: int, device: torch.device) -> dict[str, t
     kinds = {"fp32": ("fp32",)}
     if device.type == "cuda" or torch.cpu.get_capabilities().get("avx512_bf16"):
         kinds["bf16"] = ("bf16",)
-    if device.type == "cpu" and "bf16" in kinds:
+    if device.type == "cpu" and "bf16" in kinds and arch != "lenet":
         kinds["bf16, torch's convolutions"] = ("bf16", False)
     plain = in_processes(1, measuring.training, arch, steps, device, None)
     for kind, options in kinds.items():

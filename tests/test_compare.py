@@ -27,14 +27,15 @@ def test_a_file_agrees_with_itself_scaled_also_with_a_row_less(tmp_path, capsys,
     b, table = save(tmp_path, "B", basis()[:rows_b], 2 * SPECTRUM[:values_b]), tmp_path / "table.csv"
     for _ in range(2):
         compare.main([a, b, "--table", str(table)])
-    lines = capsys.readouterr().out.splitlines()[:7]
+    lines = capsys.readouterr().out.splitlines()[:8]
     assert [line.split(":")[0] for line in lines[:4]] == [f"overlap of the first {k:3d}" for k in (1, 5, 20, 50)]
     assert all(": 1.000 (by chance" in line for line in lines[:4])
     median, spread = (
         "median ratio of singular values:      0.500",
         "range of these ratios:                0.500 to 0.500",
     )
-    assert lines[4:] == ["correlation of log variances along B: 1.0000", median, spread]
+    assert lines[4:7] == ["correlation of log variances along B: 1.0000", median, spread]
+    assert lines[7].startswith("first and last singular value of A:   2, 0.01")
     row = rows(table)[1]
     assert row == rows(table)[0] and (row["a"], row["b"], row["overlap_50"]) == (a, "B_NADs.npy", "1.0000")
     assert {row["smallest_ratio"], row["median_ratio"], row["largest_ratio"]} == {"0.5000"} and row["first"] == "2"
@@ -70,18 +71,17 @@ def test_a_sample_of_a_flat_spectrum_has_the_edges_of_marchenko_and_pastur():
     number, dimension = 2_000, 200
     values = sampled_spectrum(np.full(dimension, 3.0), number)
     edges = 3 * (1 + np.array([1, -1]) * (dimension / number) ** 0.5)
-    assert len(values) == dimension - 1
     np.testing.assert_allclose(values[[0, -1]], edges, rtol=0.03)
     assert np.sqrt(np.mean(values**2)) == pytest.approx(3, rel=0.01)
 
 
 def test_a_spectrum_is_compared_as_a_sample_shows_it(tmp_path, capsys):
-    a, table = save(tmp_path, "A", basis(), SPECTRUM), tmp_path / "table.csv"
-    b = save(tmp_path, "B", basis()[:63], sampled_spectrum(SPECTRUM, 100) * np.linspace(0.9, 1.1, 63))
+    a, table, seen = save(tmp_path, "A", basis(), SPECTRUM), tmp_path / "table.csv", sampled_spectrum(SPECTRUM, 100)
+    b, bare = save(tmp_path, "B", basis()[:63], seen[:63] * np.linspace(0.9, 1.1, 63)), save(tmp_path, "C", basis())
     compare.main([a, b, "--sampled", "100", "--table", str(table)])
     (row,) = rows(table)
-    assert row["a"] == f"100 gradients of {a}" and float(row["first"]) == pytest.approx(2, rel=0.3)
+    assert (row["a"], row["overlap_50"]) == (f"spectrum of 100 gradients of {a}", "1.0000")
     assert (row["smallest_ratio"], row["largest_ratio"]) == (f"{1 / 1.1:.4f}", f"{1 / 0.9:.4f}")
-    assert "--sampled 1 needs two gradients" in refusal(capsys, compare.main, a, b, "--sampled", 1)
-    bare = save(tmp_path, "C", basis())
-    assert f"the spectrum beside {bare}" in refusal(capsys, compare.main, bare, b, "--sampled", 100)
+    assert f"of A:   {seen[0]:.5g}, {seen[62]:.5g}\n" in capsys.readouterr().out
+    assert "--sampled 64: expected more than 64" in refusal(capsys, compare.main, a, b, "--sampled", 64)
+    assert "spectra beside both files" in refusal(capsys, compare.main, a, bare, "--sampled", 100)

@@ -1,42 +1,48 @@
-"""Convolutions of small images, each as one matrix product: for training in bf16 on a CPU.
+"""Convolutions with many small outputs, each as one matrix product, in bf16 on a CPU.
 
-oneDNN works along the rows of an image, in tiles that an output of 4×4 pixels or less leaves nearly empty: the last
-layers of a network take half of its time. As a product they take a tenth to a half of that.
+oneDNN takes two to five times as long for the last layers of VGG-11 and ResNet-18, whose outputs of 2×2 and 4×4 pixels
+leave its tiles nearly empty (Intel Xeon with AMX, `python benchmarks/table.py --arch vgg11`).
 """
 
-import math
+import contextlib
+from collections.abc import Iterator
 
 import torch
+from torch import nn
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
-MAX_PIXELS = 16  # of the output; at 8×8, oneDNN's convolution is as fast
-
-
-class SmallConvolutions(TorchFunctionMode):
-    """Within it, the output of a convolution layer is a `product` if it is small (not in groups, not dilated)."""
-
-    def __torch_function__(self, function, types, arguments=(), keywords=None):
-        """Call the function, or multiply instead."""
-        if function is torch.conv2d and len(arguments) == 7 and arguments[5:] == ((1, 1), 1):
-            x, weight, bias, stride, padding = arguments[:5]
-            if x.ndim == 4 and not isinstance(padding, str):
-                sides = zip(x.shape[2:], padding, weight.shape[2:], stride, strict=True)
-                if math.prod((side + 2 * pad - kernel) // step + 1 for side, pad, kernel, step in sides) <= MAX_PIXELS:
-                    return product(x, weight, bias, stride, padding)
-        return function(*arguments, **(keywords or {}))
+MAX_PIXELS, MIN_CHANNELS = 16, 256  # of an output that a product gives faster
 
 
-def product(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, stride: tuple[int, int], padding: tuple[int, int]
-) -> torch.Tensor:
-    """`F.conv2d` of x (N, C, H, W) with weight (O, C, h, w): for each output pixel a row of all that it sums over."""
-    x = F.pad(x.permute(0, 2, 3, 1), (0, 0, padding[1], padding[1], padding[0], padding[0]))
-    last = [side - kernel + 1 for side, kernel in zip(x.shape[1:3], weight.shape[2:], strict=True)]
-    shifted = [
-        x[:, i : last[0] + i : stride[0], j : last[1] + j : stride[1]]
-        for i in range(weight.shape[2])
-        for j in range(weight.shape[3])
-    ]
-    rows = torch.cat(shifted, dim=-1)  # (N, height, width, hwC)
-    return F.linear(rows, weight.permute(0, 2, 3, 1).flatten(1), bias).permute(0, 3, 1, 2)
+@contextlib.contextmanager
+def small_convolutions_as_products() -> Iterator[None]:
+    """Within it, a plain `nn.Conv2d`, without groups and dilation, is a product where that is faster."""
+    convolve = nn.Conv2d.forward
+
+    def forward(layer: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
+        return product(layer, x) if _is_small(layer, x) else convolve(layer, x)
+
+    nn.Conv2d.forward = forward
+    try:
+        yield
+    finally:
+        nn.Conv2d.forward = convolve
+
+
+def _is_small(layer: nn.Conv2d, x: torch.Tensor) -> bool:
+    plain = (layer.groups, layer.dilation, layer.padding_mode) == (1, (1, 1), "zeros") and type(layer) is nn.Conv2d
+    if not plain or isinstance(layer.padding, str) or layer.out_channels < MIN_CHANNELS or x.ndim != 4:
+        return False
+    geometry = zip(x.shape[2:], layer.padding, layer.kernel_size, layer.stride, strict=True)
+    height, width = ((side + 2 * pad - kernel) // step + 1 for side, pad, kernel, step in geometry)
+    return height > 0 and width > 0 and height * width <= MAX_PIXELS
+
+
+def product(layer: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
+    """The convolution of images (N, C, H, W): a row of all that each output pixel sums over, times the weights."""
+    (p, q), (s, t), (k, l) = layer.padding, layer.stride, layer.kernel_size  # noqa: E741
+    x = F.pad(x.permute(0, 2, 3, 1), (0, 0, q, q, p, p))
+    bottom, right = x.shape[1] - k + 1, x.shape[2] - l + 1
+    shifted = [x[:, i : bottom + i : s, j : right + j : t] for i in range(k) for j in range(l)]
+    rows = torch.cat(shifted, dim=-1)  # (N, h, w, klC)
+    return F.linear(rows, layer.weight.permute(0, 2, 3, 1).flatten(1), layer.bias).permute(0, 3, 1, 2)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from utils import distributed, runs
-from utils.convolution import SmallConvolutions
+from utils.convolution import small_convolutions_as_products
 
 PATIENCE = 5.0  # seconds after which a training shows its epochs
 PRECISIONS = ("fp32", "tf32", "bf16")
@@ -36,7 +36,7 @@ def precision_mode(precision: str, device: torch.device | str) -> Iterator[None]
         # Without autocast's cache: it keeps the rounded weights, and steps within the block change the weights.
         rounded = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False)
         on_cpu = precision == "bf16" and device.type == "cpu"
-        with rounded, SmallConvolutions() if on_cpu else contextlib.nullcontext():
+        with rounded, small_convolutions_as_products() if on_cpu else contextlib.nullcontext():
             yield
     finally:
         _set_switches(*before)
