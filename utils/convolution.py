@@ -1,7 +1,7 @@
 """Convolutions with many small outputs, each as one matrix product, in bf16 on a CPU.
 
 oneDNN takes two to five times as long for the last layers of VGG-11 and ResNet-18, whose outputs of 2×2 and 4×4 pixels
-leave its tiles nearly empty (Intel Xeon with AMX, `python benchmarks/table.py --arch vgg11`).
+leave its tiles nearly empty (on an Intel Xeon with AMX: results/benchmarks.md).
 """
 
 import contextlib
