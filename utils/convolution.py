@@ -1,4 +1,4 @@
-"""Convolutions with many small outputs, each as one matrix product, in bf16 on a CPU.
+"""Convolutions with a small output of many channels, each as one matrix product, in bf16 on a CPU.
 
 oneDNN takes two to five times as long for the last layers of VGG-11 and ResNet-18, whose outputs of 2×2 and 4×4 pixels
 leave its tiles nearly empty (on an Intel Xeon with AMX: results/benchmarks.md).
