@@ -73,6 +73,12 @@ def along_nads(name):
     return [stats.spearmanr(column(name, "nad_index"), column(name))[0], len(rows(name)), *curve]
 
 
+def along_a_few(name):
+    """Accuracies along single NADs, each with its index."""
+    found = runs.mean_and_spread(rows(f"nad_accuracies_{name}_bf16"), ["nad_index"])
+    return [value for (index,), (mean, _, _) in found.items() for value in (mean, index)]
+
+
 def here():
     """The numbers in the cell “here” of the reproduction table, by the first cell of the row."""
     six = ("first", "last", "smallest_ratio", "largest_ratio", "log_variances", "overlap_100")
@@ -117,6 +123,7 @@ def here():
         "LeNet, NADs by the paper's protocol": along_nads("nad_accuracies_lenet_sampled"),
         "LeNet, the NADs in `NADs/`": along_nads("nad_accuracies_lenet"),
         "LeNet: original → flipped": [column(f"{name}_lenet").mean() for name in ("original", "flip")],
+        "ResNet-18 poisoned at 0, 400, 15 epochs instead of 50": column("poison_resnet18_bf16_15epochs"),
         "LeNet poisoned at 0, 10, 30, 100, 200, 400, 800": [*poisoned[:, 0], *poisoned[poisoned[:, 2] == 3, 1]],
     }
 
