@@ -122,6 +122,7 @@ def here():
         "DenseNet-121: first and last, as a sample of 10,000 shows ours": in_samples["DenseNet121"][2:],
         "LeNet, NADs by the paper's protocol": along_nads("nad_accuracies_lenet_sampled"),
         "LeNet, the NADs in `NADs/`": along_nads("nad_accuracies_lenet"),
+        "VGG-11 (bn), its NADs": along_a_few("vgg11"),
         "LeNet: original → flipped": [column(f"{name}_lenet").mean() for name in ("original", "flip")],
         "ResNet-18 poisoned at 0, 400, 15 epochs instead of 50": column("poison_resnet18_bf16_15epochs"),
         "LeNet poisoned at 0, 10, 30, 100, 200, 400, 800": [*poisoned[:, 0], *poisoned[poisoned[:, 2] == 3, 1]],
