@@ -1,7 +1,7 @@
 """Convolutions with a small output of many channels, each as one matrix product, in bf16 on a CPU.
 
-oneDNN takes two to five times as long for the last layers of VGG-11 and ResNet-18, whose outputs of 2×2 and 4×4 pixels
-leave its tiles nearly empty (on an Intel Xeon with AMX: results/benchmarks.md).
+oneDNN's tiles are nearly empty at the 2×2 and 4×4 pixels of the last layers of VGG-11 and ResNet-18. What a training
+gains, on an Intel Xeon with AMX: results/benchmarks.md.
 """
 
 import contextlib
