@@ -29,8 +29,9 @@ from utils.directions import canonical_frequency, frequency_grid, load_array
 FREQUENCY = KEYS["fourier"]
 GRID = [(y, x) for y in frequency_grid(32) for x in frequency_grid(32)]  # the order of all maps in the page
 FIRST, EVERY, NEAREST = 64, 16, 5  # the first NADs and every 16th after them; the architectures most like one
-CURVES = {"": "the NADs of NADs/", "_sampled": "NADs by the paper's protocol", "_published_nads": "the published NADs"}
-ENDS = ("original", "flip")  # trainings on images without a feature
+CURVES = {"": "the NADs of NADs/", "_bf16": "the NADs of NADs/, in bf16", "_sampled": "NADs by the paper's protocol"}
+CURVES |= {"_published_nads": "the published NADs"}
+KINDS = ("poison", "original", "flip")  # trainings on CIFAR-10
 
 
 def commands(results: Path) -> list[list[str]]:
@@ -135,7 +136,8 @@ def nads(results: Path) -> dict[str, dict]:
             accuracies = means(runs.read_rows(results / name), "nad_index")
             points = [[index, f"{accuracy:.6g}"] for (index,), accuracy in accuracies.items()]
             curves += [{"label": label, "file": name, "points": points}] if points else []
-        poison = poisoned(runs.read_rows(results / f"poison_{about['arch']}.csv"))
+        trained = trainings(results, about["arch"])
+        poison = [row for of_recipe in trained.values() if "poison" in of_recipe for row in of_recipe["poison"]["rows"]]
         used = [row["nad_index"] for row in poison] + [point[0] for curve in curves for point in curve["points"]]
         indices = sorted({*range(FIRST), *range(FIRST, len(rows), EVERY), *used, len(rows) - 1})
         chosen = rows[indices]
@@ -143,25 +145,42 @@ def nads(results: Path) -> dict[str, dict]:
         found[path.stem.removesuffix("_NADs")] = {
             **{key: about[key] for key in ("arch", "estimator", "num_networks")},
             "file": f"NADs/{path.name}",
-            "command": f"python NADs_scripts/{about['versions']['command'].split()[0]}",
+            "command": f"python NADs_scripts/{about['arch']}_nad.py",
             "indices": indices,
             "rows": base64.b64encode(scaled.tobytes()).decode(),
             "singular": " ".join(f"{value:.4g}" for value in values),
             "curves": curves,
-            "poison": poison,
-            "images": {kind: image(results / f"{kind}_{about['arch']}_images.png") for kind in ("poison", "flip")},
-            "ends": {kind: means(runs.read_rows(results / f"{kind}_{about['arch']}.csv")).get(()) for kind in ENDS},
+            "trained": trained,
         }
     return found
 
 
-def poisoned(rows: list[dict[str, str]]) -> list[dict]:
-    """By NAD: accuracy on clean test images, its spread over trainings (0 of one), and on those that carry the NAD."""
-    clean, carrying = (runs.mean_and_spread(rows, ["nad_index"], f"{kind}_accuracy") for kind in ("test", "carrying"))
+def trainings(results: Path, arch: str) -> dict[str, dict[str, dict]]:
+    """The trainings on CIFAR-10 by recipe, as the tables' names give it ("bf16, 15 epochs"), and by kind of images.
+
+    One row for each NAD, or one in all: accuracy on clean test images, its spread over trainings (0 of one), and on
+    those that carry the NAD.
+    """
+    found: dict[str, dict[str, dict]] = {}
+    for kind in KINDS:
+        for path in sorted(results.glob(f"{kind}_{arch}*.csv")):
+            if match := re.fullmatch(rf"{kind}_{arch}(?:_(bf16))?(?:_(\d+)epochs)?", path.stem):
+                precision, epochs = match.groups()
+                recipe = (precision or "fp32") + (f", {epochs} epochs" if epochs else "")
+                rows = accuracies_of(runs.read_rows(path), carrying=kind == "poison")
+                picture = image(path.with_name(f"{path.stem}_images.png"))
+                found.setdefault(recipe, {})[kind] = {"file": path.name, "rows": rows, "image": picture}
+    return found
+
+
+def accuracies_of(rows: list[dict[str, str]], *, carrying: bool) -> list[dict]:
+    """Means over trainings, by NAD where there is one."""
+    keys = ["nad_index"] if carrying else []
+    carried = runs.mean_and_spread(rows, keys, "carrying_accuracy") if carrying else {}
     return [
-        {"nad_index": index[0], "clean": mean, "spread": spread if number > 1 else 0, "trainings": number}
-        | {"carrying": carrying[index][0]}
-        for index, (mean, spread, number) in clean.items()
+        {"clean": mean, "spread": spread if number > 1 else 0, "trainings": number}
+        | ({"nad_index": index[0], "carrying": carried[index][0]} if carrying else {})
+        for index, (mean, spread, number) in runs.mean_and_spread(rows, keys).items()
     ]
 
 

@@ -103,17 +103,23 @@ def test_nads_and_curves_are_those_of_the_files(made):
             table = rows(RESULTS / curve["file"])
             assert curve["points"] == [[int(row["nad_index"]), row["test_accuracy"]] for row in table]
             assert {index for index, _ in curve["points"]} <= set(one["indices"])
-    poisoned = rows(RESULTS / "poison_lenet.csv")
-    for one in nads["LeNet"]["poison"]:
-        own = [row for row in poisoned if row["nad_index"] == str(one["nad_index"])]
-        clean, carrying = (np.array([float(row[f"{kind}_accuracy"]) for row in own]) for kind in ("test", "carrying"))
-        assert (one["clean"], one["carrying"]) == pytest.approx((clean.mean(), carrying.mean()))
-        assert one["trainings"] == len(own) and one["spread"] == pytest.approx(clean.std(ddof=1) if own[1:] else 0)
-        poisoned = [row for row in poisoned if row not in own]
-    assert not poisoned
-    for file, mean in nads["LeNet"]["ends"].items():
-        table = rows(RESULTS / f"{file}_lenet.csv")
-        assert mean == pytest.approx(np.mean([float(row["test_accuracy"]) for row in table]))
+    shown = [kinds for one in nads.values() for kinds in one["trained"].values()]
+    shown = {one["file"]: one["rows"] for kinds in shown for one in kinds.values()}
+    files = {path.name for kind in ("poison", "original", "flip") for path in RESULTS.glob(f"{kind}_*.csv")}
+    assert shown.keys() == files - {"flip_lenet_variants.csv"}  # one recipe each
+    for file, means in shown.items():
+        left = rows(RESULTS / file)
+        for one in means:
+            own = [row for row in left if row.get("nad_index") == (str(one["nad_index"]) if "nad_index" in one else None)]
+            clean = np.array([float(row["test_accuracy"]) for row in own])
+            assert one["trainings"] == len(own) and one["clean"] == pytest.approx(clean.mean())
+            assert one["spread"] == pytest.approx(clean.std(ddof=1) if own[1:] else 0)
+            if "nad_index" in one:
+                assert one["carrying"] == pytest.approx(np.mean([float(row["carrying_accuracy"]) for row in own]))
+            left = [row for row in left if row not in own]
+        assert not left
+    along = {curve["file"] for one in nads.values() for curve in one["curves"]}
+    assert along == {path.name for path in RESULTS.glob("nad_accuracies_*.csv") if not path.stem.endswith("published")}
 
 
 @pytest.fixture
