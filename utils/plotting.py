@@ -1,4 +1,4 @@
-"""Figures: arrays in, a matplotlib Figure out. Nothing else in the project knows matplotlib."""
+"""Figures: arrays in, a matplotlib Figure out, which needs no closing. Nothing else here knows matplotlib."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,52 +16,47 @@ from scipy.cluster import hierarchy
 from utils.directions import canonical_frequency, frequency_grid
 from utils.runs import replacing
 
-STYLE = Path(__file__).with_name("figures.mplstyle")
+in_style = style.context(Path(__file__).with_name("figures.mplstyle"))  # a decorator, of what draws or saves
 SHARES = {"norm": LogNorm(1 / 16, 16, clip=True), "cmap": "RdBu_r"}  # white at 1, the same for all networks
 ACCURACIES = {"vmin": 50, "vmax": 100}  # %, in the style's own colours
 
 
-def new_figure(width: float, height: float) -> Figure:
-    """An empty figure in the project's style, sizes in inches; it belongs to no window and needs no closing."""
-    with style.context(STYLE):
-        return Figure(figsize=(width, height), layout="constrained")
-
-
+@in_style
 def save_figure(figure: Figure, path: Path) -> None:
     """Write the figure to `path` (png), whole or not at all."""
-    with style.context(STYLE), replacing(path) as temporary:
+    with replacing(path) as temporary:
         figure.savefig(temporary, format="png")
 
 
+@in_style
 def style_colors() -> dict[str, Any]:
     """The figures' colours as #rrggbb, for what is drawn elsewhere: each scale's ends with its 256, and the lines'."""
-    with style.context(STYLE):
-        line_colors = matplotlib.rcParams["axes.prop_cycle"].by_key()["color"]
-        ends = {"shares": (SHARES["norm"].vmin, SHARES["norm"].vmax), "accuracies": tuple(ACCURACIES.values())}
-        maps = {"shares": SHARES["cmap"], "accuracies": matplotlib.rcParams["image.cmap"]}
-    scales = {name: [to_hex(matplotlib.colormaps[maps[name]](level)) for level in range(256)] for name in maps}
-    scales = {name: {"ends": ends[name], "colors": "".join(colors)} for name, colors in scales.items()}
-    return scales | {"lines": [to_hex(color) for color in line_colors]}
+    ends = {"shares": (SHARES["norm"].vmin, SHARES["norm"].vmax), "accuracies": tuple(ACCURACIES.values())}
+    maps = {"shares": SHARES["cmap"], "accuracies": matplotlib.rcParams["image.cmap"]}
+    colors = {name: map(matplotlib.colormaps[maps[name]], range(256)) for name in maps}
+    scales = {name: {"ends": ends[name], "colors": "".join(map(to_hex, colors[name]))} for name in maps}
+    return scales | {"lines": list(map(to_hex, matplotlib.rcParams["axes.prop_cycle"].by_key()["color"]))}
 
 
+@in_style
 def accuracy_map_figure(accuracies: Mapping[tuple[int, int], float], size: int, title: str) -> Figure:
     """The map of test accuracy (%) by frequency, as published: DC in the middle, 50–100 %; gaps stay grey."""
-    with style.context(STYLE):
-        figure = new_figure(4.6, 3.9)
-        image = draw_map(figure.add_subplot(), accuracies, size, title, **ACCURACIES)
-        figure.colorbar(image, label="test accuracy (%)", extend="min")
+    figure = Figure(figsize=(4.6, 3.9))
+    image = draw_map(figure.add_subplot(), accuracies, size, title, **ACCURACIES)
+    figure.colorbar(image, label="test accuracy (%)", extend="min")
     return figure
 
 
+@in_style
 def share_map_figure(shares: Mapping[tuple[int, int], float], size: int, title: str) -> Figure:
     """The map of the share of the gradient's variance by frequency: logarithmic, white at 1, a network's mean share."""
-    with style.context(STYLE):
-        figure = new_figure(4.9, 3.9)
-        image = draw_map(figure.add_subplot(), shares, size, title, **SHARES)
-        figure.colorbar(image, label="less than its share  ←  1  →  more than its share", extend="both")
+    figure = Figure(figsize=(4.9, 3.9))
+    image = draw_map(figure.add_subplot(), shares, size, title, **SHARES)
+    figure.colorbar(image, label="less than its share  ←  1  →  more than its share", extend="both")
     return figure
 
 
+@in_style
 def prediction_figure(networks: dict[str, tuple[dict, dict, dict]], size: int) -> Figure:
     """One column for each network: its predicted map, and below it the measured and the published one, if any has one.
 
@@ -69,55 +64,54 @@ def prediction_figure(networks: dict[str, tuple[dict, dict, dict]], size: int) -
     """
     labels = ("predicted", "measured here", "published")
     kinds = [kind for kind in range(3) if any(maps[kind] for maps in networks.values())]
-    with style.context(STYLE):
-        figure = new_figure(2.1 * len(networks) + 0.6, 2.2 * len(kinds) + 0.3)
-        grid = figure.subplots(len(kinds), len(networks), squeeze=False)
-        for column, (name, maps) in enumerate(networks.items()):
-            for row, kind in enumerate(kinds):
-                scale = SHARES if kind == 0 else ACCURACIES
-                title = name.replace(" without", "\nwithout") if row == 0 else ""
-                image = draw_map(grid[row, column], maps[kind], size, title, **scale)
-                grid[row, column].set(xlabel="", ylabel=labels[kind] if column == 0 else "", xticks=[], yticks=[])
-                if column == len(networks) - 1:
-                    label = "share of the variance" if kind == 0 else "test accuracy (%)"
-                    figure.colorbar(image, ax=grid[row, :].tolist(), label=label)
+    figure = Figure(figsize=(2.1 * len(networks) + 0.6, 2.2 * len(kinds) + 0.3))
+    grid = figure.subplots(len(kinds), len(networks), squeeze=False)
+    for column, (name, maps) in enumerate(networks.items()):
+        for row, kind in enumerate(kinds):
+            scale = SHARES if kind == 0 else ACCURACIES
+            title = name.replace(" without", "\nwithout") if row == 0 else ""
+            image = draw_map(grid[row, column], maps[kind], size, title, **scale)
+            grid[row, column].set(xlabel="", ylabel=labels[kind] if column == 0 else "", xticks=[], yticks=[])
+            if column == len(networks) - 1:
+                label = "share of the variance" if kind == 0 else "test accuracy (%)"
+                figure.colorbar(image, ax=grid[row, :].tolist(), label=label)
     return figure
 
 
+@in_style
 def sheet_figure(maps: np.ndarray, names: Sequence[str], links: np.ndarray) -> Figure:
     """Maps of shares (n, 16, 16) beside the dendrogram of scipy's linkage, both in its order and with its colours."""
     columns = 8
-    with style.context(STYLE):
-        figure = new_figure(13.0, 1.1 * -(-len(maps) // columns) + 1.0)
-        left, right = figure.subfigures(1, 2, width_ratios=(1, 3.2))
-        axes = left.add_subplot()
-        options = {"leaf_font_size": 7, "color_threshold": links[-6:, 2].min()}  # six groups of one colour each
-        tree = hierarchy.dendrogram(links, orientation="left", labels=list(names), ax=axes, **options)
-        axes.invert_yaxis()
-        axes.spines[:].set_visible(False)
-        axes.set_xticks([])
-        grid = right.subplots(-(-len(maps) // columns), columns)
-        for panel in grid.flat:
-            panel.set_axis_off()
-        for panel, leaf, color in zip(grid.flat, tree["leaves"], tree["leaves_color_list"], strict=False):
-            image = panel.imshow(maps[leaf], origin="lower", **SHARES)
-            panel.set_title(names[leaf], fontsize=7, color=color, pad=2)
-        label = "share of the gradient's variance: less than its share  ←  1  →  more"
-        right.colorbar(image, ax=grid, location="bottom", shrink=0.5, aspect=40, label=label, extend="both")
+    figure = Figure(figsize=(13.0, 1.1 * -(-len(maps) // columns) + 1.0))
+    left, right = figure.subfigures(1, 2, width_ratios=(1, 3.2))
+    axes = left.add_subplot()
+    options = {"leaf_font_size": 7, "color_threshold": links[-6:, 2].min()}  # six groups of one colour each
+    tree = hierarchy.dendrogram(links, orientation="left", labels=list(names), ax=axes, **options)
+    axes.invert_yaxis()
+    axes.spines[:].set_visible(False)
+    axes.set_xticks([])
+    grid = right.subplots(-(-len(maps) // columns), columns)
+    for panel in grid.flat:
+        panel.set_axis_off()
+    for panel, leaf, color in zip(grid.flat, tree["leaves"], tree["leaves_color_list"], strict=False):
+        image = panel.imshow(maps[leaf], origin="lower", **SHARES)
+        panel.set_title(names[leaf], fontsize=7, color=color, pad=2)
+    label = "share of the gradient's variance: less than its share  ←  1  →  more"
+    right.colorbar(image, ax=grid, location="bottom", shrink=0.5, aspect=40, label=label, extend="both")
     return figure
 
 
+@in_style
 def families_figure(families: Mapping[str, Sequence[tuple[float, float]]]) -> Figure:
     """One point for each network, its preference for low frequencies and its roughness, marked by its family."""
-    with style.context(STYLE):
-        figure = new_figure(7.5, 5.2)
-        axes = figure.add_subplot(xscale="log", xlabel="share near zero frequency, by that at the corners")
-        axes.set_ylabel("roughness (standard deviation of log₂ share at equal radius)")
-        for number, (family, points) in enumerate(families.items()):
-            x, y = zip(*points, strict=True)
-            axes.scatter(x, y, s=30, color=f"C{number % 6}", marker="osD^vP"[number // 6 % 6], label=family)
-        axes.axvline(1, color="0.8", linewidth=1, zorder=0)
-        axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    figure = Figure(figsize=(7.5, 5.2))
+    axes = figure.add_subplot(xscale="log", xlabel="share near zero frequency, by that at the corners")
+    axes.set_ylabel("roughness (standard deviation of log₂ share at equal radius)")
+    for number, (family, points) in enumerate(families.items()):
+        x, y = zip(*points, strict=True)
+        axes.scatter(x, y, s=30, color=f"C{number % 6}", marker="osD^vP"[number // 6 % 6], label=family)
+    axes.axvline(1, color="0.8", linewidth=1, zorder=0)
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 
@@ -142,6 +136,7 @@ def map_array(values: Mapping[tuple[int, int], float], size: int, frequencies: S
     return np.array([[values.get(canonical_frequency(y, x, size), np.nan) for x in frequencies] for y in frequencies])
 
 
+@in_style
 def curve_figure(
     x: np.ndarray, curves: dict[str, np.ndarray], *, spread: dict[str, np.ndarray] | None = None, **labels: Any
 ) -> Figure:
@@ -149,73 +144,70 @@ def curve_figure(
 
     `labels` are those of matplotlib's `Axes.set`.
     """
-    with style.context(STYLE):
-        figure = new_figure(5.2, 3.4)
-        axes = figure.add_subplot(**labels)
-        for label, y in curves.items():
-            (line,) = axes.plot(x, y, label=label, marker="o" if len(x) < 40 else "", markersize=3)
-            if spread is not None and label in spread:
-                low, high = y - spread[label], y + spread[label]
-                axes.fill_between(x, low, high, color=line.get_color(), alpha=0.25, linewidth=0)
-        if len(axes.lines) > 1:
-            axes.legend()
+    figure = Figure(figsize=(5.2, 3.4))
+    axes = figure.add_subplot(**labels)
+    for label, y in curves.items():
+        (line,) = axes.plot(x, y, label=label, marker="o" if len(x) < 40 else "", markersize=3)
+        if spread is not None and label in spread:
+            low, high = y - spread[label], y + spread[label]
+            axes.fill_between(x, low, high, color=line.get_color(), alpha=0.25, linewidth=0)
+    if len(axes.lines) > 1:
+        axes.legend()
     return figure
 
 
+@in_style
 def scatter_figure(x: np.ndarray, y: np.ndarray, **labels: Any) -> Figure:
     """Two measurements of the same things against each other, shapes (k,); on equal scales the line of equality."""
-    with style.context(STYLE):
-        figure = new_figure(3.8, 3.7)
-        axes = figure.add_subplot(**labels)
-        if axes.get_xscale() == "linear":
-            ends = (min(x.min(), y.min()), max(x.max(), y.max()))
-            axes.plot(ends, ends, color="0.7", linewidth=1, zorder=0)
-            axes.set_aspect("equal")
-        axes.scatter(x, y, s=12, alpha=0.7)
+    figure = Figure(figsize=(3.8, 3.7))
+    axes = figure.add_subplot(**labels)
+    if axes.get_xscale() == "linear":
+        ends = (min(x.min(), y.min()), max(x.max(), y.max()))
+        axes.plot(ends, ends, color="0.7", linewidth=1, zorder=0)
+        axes.set_aspect("equal")
+    axes.scatter(x, y, s=12, alpha=0.7)
     return figure
 
 
+@in_style
 def scatters_figure(panels: Mapping[str, tuple[np.ndarray, np.ndarray]], **labels: Any) -> Figure:
     """Small scatter plots of two quantities (k,), each with its title, on common scales."""
-    with style.context(STYLE):
-        rows = -(-len(panels) // 4)
-        figure = new_figure(9.0, 2.3 * rows)
-        grid = figure.subplots(rows, 4, sharex=True, sharey=True, squeeze=False, subplot_kw=labels)
-        for axes in grid.flat[len(panels) :]:
-            axes.set_axis_off()
-        for axes, (title, (x, y)) in zip(grid.flat, panels.items(), strict=False):
-            axes.scatter(x, y, s=10, alpha=0.7)
-            axes.set_title(title)
-            axes.label_outer()
+    rows = -(-len(panels) // 4)
+    figure = Figure(figsize=(9.0, 2.3 * rows))
+    grid = figure.subplots(rows, 4, sharex=True, sharey=True, squeeze=False, subplot_kw=labels)
+    for axes in grid.flat[len(panels) :]:
+        axes.set_axis_off()
+    for axes, (title, (x, y)) in zip(grid.flat, panels.items(), strict=False):
+        axes.scatter(x, y, s=10, alpha=0.7)
+        axes.set_title(title)
+        axes.label_outer()
     return figure
 
 
+@in_style
 def nads_figure(directions: dict[str, np.ndarray], spectra: dict[str, np.ndarray] | None = None) -> Figure:
     """The first NADs (k, C, H, W) of each architecture, pixels over Fourier energy; below, spectra (D,) if given."""
     k = max(len(rows) for rows in directions.values())
-    bottom = 1 if spectra else 0
-    with style.context(STYLE):
-        figure = new_figure(1.05 * k + 0.6, 2.1 * len(directions) + 2.4 * bottom)
-        grid = figure.add_gridspec(
-            2 * len(directions) + bottom, k, height_ratios=[1] * 2 * len(directions) + [2.2] * bottom
-        )
-        for group, (name, rows) in enumerate(directions.items()):
-            for column, direction in enumerate(rows):
-                pixels = figure.add_subplot(grid[2 * group, column])
-                energy = figure.add_subplot(grid[2 * group + 1, column])
-                show_direction(pixels, energy, direction)
-                if group == 0:
-                    pixels.set_title(f"NAD {column}")
-                if column == 0:
-                    pixels.set_ylabel(f"{name}\npixels")
-                    energy.set_ylabel("Fourier\nenergy")
-        if spectra:
-            axes = figure.add_subplot(grid[-1, :])
-            for name, values in spectra.items():
-                axes.plot(np.arange(len(values)), values, label=name)
-            axes.set(yscale="log", xlabel="NAD index", ylabel="singular value")
-            if len(spectra) > 1:
-                axes.legend()
+    heights = [1] * 2 * len(directions) + ([2.2] if spectra else [])
+    figure = Figure(figsize=(1.05 * k + 0.6, 2.1 * len(directions) + (2.4 if spectra else 0)))
+    grid = figure.add_gridspec(len(heights), k, height_ratios=heights)
+    for group, (name, rows) in enumerate(directions.items()):
+        for column, direction in enumerate(rows):
+            pixels = figure.add_subplot(grid[2 * group, column])
+            energy = figure.add_subplot(grid[2 * group + 1, column])
+            show_direction(pixels, energy, direction)
+            if group == 0:
+                pixels.set_title(f"NAD {column}")
+            if column == 0:
+                pixels.set_ylabel(f"{name}\npixels")
+                energy.set_ylabel("Fourier\nenergy")
+    if spectra:
+        axes = figure.add_subplot(grid[-1, :])
+        for name, values in spectra.items():
+            axes.plot(np.arange(len(values)), values, label=name)
+        axes.set(yscale="log", xlabel="NAD index", ylabel="singular value")
+        if len(spectra) > 1:
+            axes.legend()
     return figure
 
 
@@ -233,35 +225,35 @@ def show_direction(pixels, energy, direction: np.ndarray) -> None:
         axes.spines[:].set_visible(True)
 
 
+@in_style
 def image_rows_figure(rows: dict[str, np.ndarray], titles: Sequence[str]) -> Figure:
     """Rows of images, each (k, 3, H, W) in [0, 1] (clipped for display), with a title over each column."""
-    with style.context(STYLE):
-        figure = new_figure(0.95 * len(titles) + 0.8, 1.05 * len(rows) + 0.3)
-        grid = figure.subplots(len(rows), len(titles), squeeze=False)
-        for axes_row, (label, images) in zip(grid, rows.items(), strict=True):
-            axes_row[0].set_ylabel(label.replace(", ", ",\n"))
-            for axes, image in zip(axes_row, images, strict=True):
-                axes.imshow(image.transpose(1, 2, 0).clip(0, 1))
-                axes.set(xticks=[], yticks=[])
-        for axes, title in zip(grid[0], titles, strict=True):
-            axes.set_title(title)
+    figure = Figure(figsize=(0.95 * len(titles) + 0.8, 1.05 * len(rows) + 0.3))
+    grid = figure.subplots(len(rows), len(titles), squeeze=False)
+    for axes_row, (label, images) in zip(grid, rows.items(), strict=True):
+        axes_row[0].set_ylabel(label.replace(", ", ",\n"))
+        for axes, image in zip(axes_row, images, strict=True):
+            axes.imshow(image.transpose(1, 2, 0).clip(0, 1))
+            axes.set(xticks=[], yticks=[])
+    for axes, title in zip(grid[0], titles, strict=True):
+        axes.set_title(title)
     return figure
 
 
+@in_style
 def nad_detail_figure(
     direction: np.ndarray, index: int, singular_values: np.ndarray, accuracies: tuple[np.ndarray, np.ndarray]
 ) -> Figure:
     """One NAD (C, H, W): pixels, Fourier energy, place in the spectrum (D,), accuracies (NAD indices, percent)."""
-    with style.context(STYLE):
-        figure = new_figure(9.0, 2.5)
-        pixels, energy, spectrum, curve = figure.subplots(1, 4, width_ratios=[1, 1, 1.3, 1.3])
-        show_direction(pixels, energy, direction)
-        pixels.set_title(f"NAD {index}")
-        energy.set_title("Fourier energy")
-        spectrum.plot(singular_values)
-        spectrum.plot(index, singular_values[index], "o", color="C1")
-        spectrum.set(yscale="log", xlabel="NAD index", ylabel="singular value")
-        curve.plot(*accuracies, marker="o", markersize=3)
-        curve.axvline(index, color="C1")
-        curve.set(ylim=(45, 102), xlabel="NAD index", ylabel="test accuracy (%)")
+    figure = Figure(figsize=(9.0, 2.5))
+    pixels, energy, spectrum, curve = figure.subplots(1, 4, width_ratios=[1, 1, 1.3, 1.3])
+    show_direction(pixels, energy, direction)
+    pixels.set_title(f"NAD {index}")
+    energy.set_title("Fourier energy")
+    spectrum.plot(singular_values)
+    spectrum.plot(index, singular_values[index], "o", color="C1")
+    spectrum.set(yscale="log", xlabel="NAD index", ylabel="singular value")
+    curve.plot(*accuracies, marker="o", markersize=3)
+    curve.axvline(index, color="C1")
+    curve.set(ylim=(45, 102), xlabel="NAD index", ylabel="test accuracy (%)")
     return figure
