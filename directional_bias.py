@@ -7,7 +7,8 @@ test it on fresh samples of D(v). The map of test accuracy over the Fourier imag
 
 trains on the 130 distinct cells of the published 16×16 map. Expect for LeNet lobes of up to 80 % at low frequencies
 and chance (50 %) elsewhere, mean 56 %; for LogReg 100 % everywhere; for LeNet with --no-pooling --sigma 1 above 99.8 %
-at the 22 cells tried. The accuracy of one cell varies by about 2 points (standard deviation) between trainings.
+at the 22 cells tried. Trainings of one cell vary by 0.5 to 0.8 points (standard deviation),
+near the edge of a lobe by several.
 
     python directional_bias.py --arch lenet --predict
 
@@ -44,7 +45,8 @@ KEYS = {"fourier": ("frequency_y", "frequency_x"), "random": ("random_index",), 
 # Untrained networks for a prediction; they are sampled where no linear layer ends them.
 NUM_NETWORKS = {"marginal": 4, "sampled": 200}
 LEARNT, UNLEARNT = 75.0, 55.0  # test accuracy above and up to which a prediction is held against a training
-PREDICTION = "predicted.csv"  # in a run's folder
+PREDICTION = "predicted.csv"  # in a run's folder, beside each share what it depends on:
+PREDICTED_BY = ("arch", "no_pooling", "num_channels", "image_size", "phase", "nads", "sigma", "seed")
 
 Directions = Mapping[tuple[int, ...], torch.Tensor]  # (C, S, S) of unit norm, by index in their family
 
@@ -204,7 +206,7 @@ def predict(args: Namespace, directions: Directions) -> None:
     args.output.mkdir(parents=True, exist_ok=True)
     keys = KEYS[args.directions]
     rows = [dict(zip(keys, index, strict=True)) | {"share": f"{value:.6g}"} for index, value in shares.items()]
-    runs.write_rows(args.output / PREDICTION, rows)
+    runs.write_rows(args.output / PREDICTION, [row | predicted_by(args) for row in rows])
     title = f"Share of the variance of untrained {title_name(args)}"
     if args.directions == "fourier":
         figure = plotting.share_map_figure(shares, args.image_size, title)
@@ -272,16 +274,14 @@ def report(rows: list[dict[str, str]], args: Namespace) -> None:
         low = {"ylim": (min(45, values.min() - 2), 102)}
         figure = plotting.curve_figure(order, {label: values}, spread={label: np.nan_to_num(spread)}, **names, **low)
     plotting.save_figure(figure, folder / "accuracy.png")
-    print(
-        f"test accuracy over {len(values)} directions: "
-        f"mean {values.mean():.1f} %, from {values.min():.1f} to {values.max():.1f}"
-    )
+    ends = f"from {values.min():.1f} to {values.max():.1f}"
+    print(f"test accuracy over {len(values)} directions: mean {values.mean():.1f} %, {ends}")
     if np.isfinite(spread).any():
         print(f"standard deviation over repetitions: {np.nanmean(spread):.2f} points, the mean over directions")
     if args.published:
         compare_with_published(accuracies, args)
     predicted = runs.read_rows(folder / PREDICTION, keys)
-    if predicted:
+    if predicted and predicted_by(args).items() <= predicted[0].items():
         shares = {tuple(int(row[key]) for key in keys): float(row["share"]) for row in predicted}
         compare_prediction(shares, list(accuracies.items()), "trained", args)
     print(f"figure: {folder / 'accuracy.png'}\nrows: {folder / runs.ROWS}")
@@ -326,6 +326,11 @@ def settings(args: Namespace) -> dict[str, Any]:
     return runs.settings(args, *wanted, arch=canonical_name(args.arch), nads=nads)
 
 
+def predicted_by(args: Namespace) -> dict[str, str]:
+    """The settings that a share depends on; a prediction by others is not compared with this run's trainings."""
+    return {key: str(value) for key, value in settings(args).items() if key in PREDICTED_BY}
+
+
 def parse_arguments(argv: list[str] | None) -> Namespace:
     """The command line, with the defaults that depend on other arguments filled in."""
     parser = cli.ArgumentParser(__doc__)
@@ -337,10 +342,10 @@ def parse_arguments(argv: list[str] | None) -> Namespace:
     group.add_argument("--directions", choices=KEYS, default="fourier", help="family of directions v")
     frequency = "one frequency in cycles per image, repeatable (default: every distinct cell of the published map)"
     group.add_argument("--frequency", type=int, nargs=2, action="append", metavar=("KY", "KX"), help=frequency)
-    group.add_argument("--phase", choices=("cosine", "sine"), default="cosine", help="of the Fourier images")
+    group.add_argument("--phase", choices=("cosine", "sine"), help="of the Fourier images (default: cosine)")
     group.add_argument("--nad-index", type=cli.index_list, help="0,5,10 or 0:1000:50 (default: every 50th)")
     group.add_argument("--nads", type=Path, help="file of NADs (default: the architecture's in NADs/)")
-    group.add_argument("--num-random", type=cli.positive_int, default=16, help="number of random directions")
+    group.add_argument("--num-random", type=cli.positive_int, help="number of random directions (default: 16)")
     group.add_argument("--num-train", type=cli.positive_int, default=DATA["num_train"], help="training samples")
     group.add_argument("--num-test", type=cli.positive_int, default=DATA["num_test"], help="test samples")
     epsilon = "<x, v> is ± this (the released example: 0.5)"
@@ -352,9 +357,11 @@ def parse_arguments(argv: list[str] | None) -> Namespace:
     parser.add_argument("--published", type=Path, help="CSV with published accuracies to compare with")
     args = parser.parse_args(argv)
 
-    for option, family in (("frequency", "fourier"), ("nad_index", "nads"), ("nads", "nads")):
+    belongs = {"frequency": "fourier", "phase": "fourier", "nad_index": "nads", "nads": "nads", "num_random": "random"}
+    for option, family in belongs.items():
         if vars(args)[option] is not None and args.directions != family:
             parser.error(f"--{option.replace('_', '-')} belongs to --directions {family}, not {args.directions}")
+    args.phase, args.num_random = args.phase or "cosine", args.num_random or 16
     args.nad_index = args.nad_index or list(range(0, args.num_channels * args.image_size**2, 50))
     args.sigma = SIGMA[args.directions] if args.sigma is None else args.sigma
     args.nads = args.nads or ROOT / "NADs" / f"{paper_name(args.arch)}_NADs.npy"

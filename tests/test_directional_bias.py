@@ -221,6 +221,8 @@ BAD = {
     "--directions nads --nads EYE --nad-index 0,64": "NAD index 64 does not exist: expected 0 to 63",
     "--directions nads --nads EYE --num-channels 3": "has shape (64, 64): expected (192, 192), or one row less",
     "--nad-index 3": "--nad-index belongs to --directions nads, not fourier",
+    "--num-random 3": "--num-random belongs to --directions random, not fourier",
+    "--directions random --phase cosine": "--phase belongs to --directions fourier, not random",
     "--directions nads --frequency 0 2": "--frequency belongs to --directions fourier, not nads",
 }
 

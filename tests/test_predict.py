@@ -120,6 +120,13 @@ def test_a_prediction_comes_before_beside_or_after_a_training(tmp_path, capsys, 
     assert "sigma was 3.0, now 2.0" in message
 
 
+@pytest.mark.parametrize("other", [["--seed", 1], ["--sigma", 2], ["--phase", "sine"]], ids=str)
+def test_a_prediction_by_other_settings_is_not_held_against_a_training(tmp_path, capsys, other):
+    start(tmp_path, "--predict", *other)
+    start(tmp_path)
+    assert "prediction against" not in capsys.readouterr().out
+
+
 def test_shares_rank_accuracies_beside_the_lower_frequency(tmp_path, capsys):
     args = parse_arguments([*SMALL, TINY, "--output", str(tmp_path)])
     shares = {(0, 0): 4.0, (-2, 0): 3.0, (-2, -2): 2.0, (-4, 0): 1.0}
