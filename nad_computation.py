@@ -15,6 +15,7 @@ Expect for LeNet a first singular value of 0.19 and a last one of 0.0024 (publis
 networks agree to 0.97 on the first 100 directions.
 """
 
+import json
 import math
 import sys
 import time
@@ -47,9 +48,8 @@ def draw_point(num_channels: int = 1, image_size: int = 32, *, seed: int = 0) ->
 def add_network(sums: GradientSum, number: int, point: torch.Tensor, *, arch: str, seed: int, **how: Any) -> None:
     """Draw network `number`, of one output, and add its rows. `how` are the options of `network_rows`."""
     num_channels, image_size, _ = point.shape
-    network = draw_network(
-        lambda: build_model(arch, num_channels, 1, image_size), point.device, seed, "network", number
-    )
+    build = lambda: build_model(arch, num_channels, 1, image_size)  # noqa: E731
+    network = draw_network(build, point.device, seed, "network", number)
     sums.add(number, network_rows(network, point, **how))
 
 
@@ -192,6 +192,9 @@ def main(argv: list[str] | None = None) -> None:
     done = read_sums(args.run, blank.numel()).numbers
     if done and max(done) >= args.num_networks:
         raise ValueError(f"{args.run} has networks up to number {max(done)}: ask for {max(done) + 1} or more")
+    described = args.output / f"{paper_name(args.arch)}_NADs.json"
+    if described.exists() and json.loads(described.read_text())["num_networks"] > args.num_networks:
+        raise ValueError(f"{described} is of more than {args.num_networks} networks: choose another --output")
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     distributed.launch(run, args, device=args.device, num_parameters=num_parameters)
 

@@ -150,6 +150,9 @@ def test_a_folder_with_other_settings_more_networks_or_damaged_sums_is_refused_a
     assert "seed was 0, now 1; step was 100.0, now 10.0" in error
     error = refusal(capsys, nad_computation.main, *command, "--num-networks", 5)
     assert "has networks up to number 5: ask for 6 or more" in error
+    elsewhere = ["--output", tmp_path, "--checkpoints", tmp_path / "new"]
+    error = refusal(capsys, nad_computation.main, *command, "--num-networks", 5, *elsewhere)
+    assert "NADs.json is of more than 5 networks: choose another --output" in error
     torch.save(torch.load(tmp_path / "part-0.pt") | {"outer": torch.zeros(6, 4)}, tmp_path / "part-0.pt")
     error = refusal(capsys, nad_computation.main, *command)
     assert f"the checkpoint {tmp_path / 'part-0.pt'} does not hold what it should" in error
