@@ -249,6 +249,8 @@ def parse_arguments(argv: list[str] | None) -> Namespace:
     cli.add_run_arguments(parser, output_help="folder of the run (default: runs/poison_cifar/ARCH-TRANSFORM)")
     parser.add_argument("--seeds", type=cli.positive_int, default=1, help="repetitions of each training")
     args = parser.parse_args(argv)
+    if args.plan and args.transform != "poison":
+        parser.error(f"--plan shows the carriers of --transform poison; {args.transform} has none")
     args.nads = args.nads or ROOT / "NADs" / f"{paper_name(args.arch)}_NADs.npy"
     args.output = args.output or Path("runs/poison_cifar") / f"{paper_name(args.arch)}-{args.transform}"
     return args
@@ -258,13 +260,13 @@ def parse_arguments(argv: list[str] | None) -> Namespace:
 def main(argv: list[str] | None = None) -> None:
     """Check the arguments, then train on every item."""
     args = parse_arguments(argv)
-    if args.plan:
-        return print_plan(args)
     cli.check_precision(args)
     nads = None if args.transform == "none" else load_nads(args.nads, cifar.SIZE**2)
     if args.transform == "poison" and max(args.nad_index) + 1 >= len(nads):
         largest = f"{len(nads) - 2}, as classes 6 and up take the next one"
         raise ValueError(f"NAD index {max(args.nad_index)} is too large: expected 0 to {largest}")
+    if args.plan:
+        return print_plan(args)
     runs.check_settings(args.output, settings(args))
     model = build_model(args.arch, 3, NUM_CLASSES)
     num_parameters = sum(parameter.numel() for parameter in model.parameters())

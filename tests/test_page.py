@@ -110,7 +110,9 @@ def test_nads_and_curves_are_those_of_the_files(made):
     for file, means in shown.items():
         left = rows(RESULTS / file)
         for one in means:
-            own = [row for row in left if row.get("nad_index") == (str(one["nad_index"]) if "nad_index" in one else None)]
+            own = [
+                row for row in left if row.get("nad_index") == (str(one["nad_index"]) if "nad_index" in one else None)
+            ]
             clean = np.array([float(row["test_accuracy"]) for row in own])
             assert one["trainings"] == len(own) and one["clean"] == pytest.approx(clean.mean())
             assert one["spread"] == pytest.approx(clean.std(ddof=1) if own[1:] else 0)

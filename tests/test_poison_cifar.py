@@ -298,6 +298,8 @@ def test_everything_but_which_rows_are_wanted_counts_among_the_settings(nads_fil
         (["--arch", "torchvision:alexnet"], "the network does not take 3x32x32 images"),
         (["--nads", "/no/such/nads.npy"], "there is no array at /no/such/nads.npy"),
         (["--nad-index", "0:1024:31"], "NAD index 1023 is too large: expected 0 to 1022, as classes 6 and up take"),
+        (["--plan", "--nad-index", "1023"], "NAD index 1023 is too large"),
+        (["--plan", "--transform", "flip"], "--plan shows the carriers of --transform poison; flip has none"),
         (["--precision", "tf32"], "precision tf32 needs a CUDA device"),
         (["--epsilon", "0.1", "--output", "finished"], "finished holds a run with other settings (epsilon was 0.05"),
     ],

@@ -97,10 +97,10 @@ def device(text: str) -> torch.device:
     return value
 
 
-def add_model_arguments(parser: argparse.ArgumentParser, *, arch: str = "lenet") -> None:
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """--arch, --num-channels, --image-size."""
     group = parser.add_argument_group("network")
-    group.add_argument("--arch", default=arch, help=ARCH_HELP)
+    group.add_argument("--arch", default="lenet", help=ARCH_HELP)
     group.add_argument("--num-channels", type=positive_int, default=1, help="colour channels of the images")
     group.add_argument("--image-size", type=positive_int, default=32, help="height and width of the images")
 

@@ -9,8 +9,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-PHASES = ("cosine", "sine")
-
 
 def fourier_direction(
     frequency_y: int, frequency_x: int, *, size: int = 32, num_channels: int = 1, phase: str = "cosine"
@@ -22,10 +20,8 @@ def fourier_direction(
     """
     for name, frequency in (("y", frequency_y), ("x", frequency_x)):
         if abs(frequency) > size // 2:
-            raise ValueError(
-                f"frequency {frequency} along {name} is outside the image: "
-                f"expected {-(size // 2)} to {size // 2} for {size} pixels"
-            )
+            expected = f"{-(size // 2)} to {size // 2} for {size} pixels"
+            raise ValueError(f"frequency {frequency} along {name} is outside the image: expected {expected}")
     if phase == "sine" and is_self_conjugate(frequency_y, frequency_x, size):
         raise ValueError(f"the sine image of ({frequency_y}, {frequency_x}) is zero everywhere: use the cosine")
     pixels = torch.arange(size, dtype=torch.float64)

@@ -157,9 +157,8 @@ def check_settings(folder: Path, settings: dict[str, Any]) -> None:
     differing = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
     if differing:
         changes = "; ".join(f"{key} was {before.get(key)!r}, now {now.get(key)!r}" for key in differing)
-        raise ValueError(
-            f"{folder} holds a run with other settings ({changes}): give the same, or choose another folder"
-        )
+        advice = "give the same, or choose another folder"
+        raise ValueError(f"{folder} holds a run with other settings ({changes}): {advice}")
 
 
 def announce(what: str, wanted: int, done: int, device: torch.device, folder: Path) -> None:
@@ -239,10 +238,8 @@ def read_published(path: Path, keys: Sequence[str], column: str) -> list[tuple[t
             raise ValueError("it has none")
         return found
     except (KeyError, TypeError, ValueError, csv.Error) as error:
-        raise ValueError(
-            f"{path} is not a CSV file with numbers in columns {', '.join((*keys, column))} "
-            f"({type(error).__name__}: {error})"
-        ) from None
+        columns, reason = ", ".join((*keys, column)), f"{type(error).__name__}: {error}"
+        raise ValueError(f"{path} is not a CSV file with numbers in columns {columns} ({reason})") from None
 
 
 def published_rows(path: Path) -> list[dict[str, str]]:
