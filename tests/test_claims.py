@@ -197,10 +197,15 @@ def test_what_the_atlas_is_said_to_show_is_in_its_table():
     said = " ".join(README.split())
     assert f"An atlas of {len(mapped) + 5} architectures" in said and f"{len(mapped)} of the {len(atlas)}" in said
     of = lambda column, *names: [float(atlas[name][column]) for name in names]  # noqa: E731
-    first, last = of("smallest", "resnet18", "resnet152")
-    assert f"falls from {first:.2f} to {last:.2f}" in said
-    assert "agree to {:.2f}, and to {:.2f}".format(*of("agreement", "resnet18", "resnet152")) in said
-    assert "rises from {:.2f} to {:.2f}".format(*of("smallest", "vgg11", "vgg19")) in said
+    resnets = [f"resnet{layers}" for layers in (18, 34, 50, 101, 152)]
+    smallest = "smallest shares of {:.2f}, {:.2f} and {:.2f}; with 101 and 152 it falls to {:.2f} and {:.2f}"
+    assert smallest.format(*of("smallest", *resnets)) in said
+    rough = of("roughness", *resnets)
+    assert min(rough[3:]) > 1.4 * max(rough[:3])
+    agreed = of("agreement", "resnet18", "resnet152")
+    assert "two of ResNet-18 agree to {:.2f}, of ResNet-152 to {:.2f}".format(*agreed) in said
+    vggs = of("smallest", "vgg11", "vgg13", "vgg16", "vgg19")
+    assert vggs == sorted(vggs) and f"from 11 to 19 layers, {vggs[0]:.2f} to {vggs[-1]:.2f}" in said
     flat = [name for name in mapped if name.startswith(("convnext", "swin_t", "swin_s", "swin_b"))] + ["vit_b_32"]
     assert min(of("smallest", *flat)) > 0.67 and max(of("largest", *flat)) < 1.7
     assert round(max(of("agreement", *flat)), 2) <= 0.08
