@@ -307,10 +307,8 @@ def compare_with_published(accuracies: dict[tuple[int, ...], float], args: Names
     vary = np.ptp(x) > 0 and np.ptp(y) > 0  # a flat map, like LogReg's, correlates with nothing
     pearson, spearman = (np.corrcoef(x, y)[0, 1], stats.spearmanr(x, y)[0]) if vary else (math.nan, math.nan)
     difference = np.abs(x - y).mean()
-    summary = (
-        f"{len(both)} of its rows: Pearson {pearson:.3f}, Spearman {spearman:.3f}, "
-        f"mean absolute difference {difference:.2f} points"
-    )
+    found = f"Pearson {pearson:.3f}, Spearman {spearman:.3f}, mean absolute difference {difference:.2f} points"
+    summary = f"{len(both)} of its rows: {found}"
     row = {"rows": len(both), "pearson": f"{pearson:.4f}", "spearman": f"{spearman:.4f}"}
     runs.write_rows(args.output / "published.csv", [row | {"mean_absolute_difference": f"{difference:.3f}"}])
     print(f"against {args.published.name}, {summary}")

@@ -43,6 +43,7 @@ def test_curves_and_points_are_drawn(tmp_path, scale):
     names = {"xlabel": "x", "ylabel": "y", "title": "t"}
     curve = plotting.curve_figure(x, {"a": y, "b": y + 1}, spread={"a": y / 10}, yscale=scale, **names)
     assert len(curve.axes[0].lines) == 2 and curve.axes[0].get_legend()
+    assert all(tick.is_integer() for tick in curve.axes[0].get_xticks())
     plotting.save_figure(curve, tmp_path / "curve.png")
     points = plotting.scatter_figure(x, y, xscale=scale, **names)
     assert len(points.axes[0].lines) == (scale == "linear")  # the line of equality

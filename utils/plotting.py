@@ -146,6 +146,7 @@ def curve_figure(
     """
     figure = Figure(figsize=(5.2, 3.4))
     axes = figure.add_subplot(**labels)
+    axes.xaxis.get_major_locator().set_params(integer=True)  # x counts epochs, or NADs
     for label, y in curves.items():
         (line,) = axes.plot(x, y, label=label, marker="o" if len(x) < 40 else "", markersize=3)
         if spread is not None and label in spread:
