@@ -97,6 +97,7 @@ def test_nads_and_curves_are_those_of_the_files(made):
     for name, one in nads.items():
         values, true = np.load(NADS / f"{name}_eigenvals.npy"), np.load(NADS / f"{name}_NADs.npy")[one["indices"]]
         assert one["singular"].split() == [f"{value:.4g}" for value in values]
+        assert (ROOT / one["command"].removeprefix("python ")).is_file()
         drawn = np.frombuffer(base64.b64decode(one["rows"]), np.int8).reshape(-1, 1024) / 127
         assert np.abs(drawn - true / np.abs(true).max(1, keepdims=True)).max() < 0.501 / 127
         for curve in one["curves"]:
