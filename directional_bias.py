@@ -7,8 +7,8 @@ test it on fresh samples of D(v). The map of test accuracy over the Fourier imag
 
 trains on the 130 distinct cells of the published 16×16 map. Expect for LeNet lobes of up to 80 % at low frequencies
 and chance (50 %) elsewhere, mean 56 %; for LogReg 100 % everywhere; for LeNet with --no-pooling --sigma 1 above 99.8 %
-at the 22 cells tried. Trainings of one cell vary by 0.5 to 0.8 points (standard deviation),
-near the edge of a lobe by several.
+at the 22 cells tried. Trainings of one cell vary by 0.5 to 0.8 points (standard deviation), near the edge of a lobe by
+several.
 
     python directional_bias.py --arch lenet --predict
 
@@ -46,7 +46,7 @@ KEYS = {"fourier": ("frequency_y", "frequency_x"), "random": ("random_index",), 
 NUM_NETWORKS = {"marginal": 4, "sampled": 200}
 LEARNT, UNLEARNT = 75.0, 55.0  # test accuracy above and up to which a prediction is held against a training
 PREDICTION = "predicted.csv"  # in a run's folder, beside each share what it depends on:
-PREDICTED_BY = ("arch", "no_pooling", "num_channels", "image_size", "phase", "nads", "sigma", "seed")
+PREDICTED_BY = ("arch", "no_pooling", "num_channels", "image_size", "directions", "phase", "nads", "sigma", "seed")
 
 Directions = Mapping[tuple[int, ...], torch.Tensor]  # (C, S, S) of unit norm, by index in their family
 
@@ -280,7 +280,7 @@ def report(rows: list[dict[str, str]], args: Namespace) -> None:
         print(f"standard deviation over repetitions: {np.nanmean(spread):.2f} points, the mean over directions")
     if args.published:
         compare_with_published(accuracies, args)
-    predicted = runs.read_rows(folder / PREDICTION, keys)
+    predicted = runs.read_rows(folder / PREDICTION)
     if predicted and predicted_by(args).items() <= predicted[0].items():
         shares = {tuple(int(row[key]) for key in keys): float(row["share"]) for row in predicted}
         compare_prediction(shares, list(accuracies.items()), "trained", args)

@@ -120,9 +120,9 @@ def test_a_prediction_comes_before_beside_or_after_a_training(tmp_path, capsys, 
     assert "sigma was 3.0, now 2.0" in message
 
 
-@pytest.mark.parametrize("other", [["--seed", 1], ["--sigma", 2], ["--phase", "sine"]], ids=str)
+@pytest.mark.parametrize("other", ["--seed 1", "--sigma 2", "--phase sine", "--directions random --sigma 3"])
 def test_a_prediction_by_other_settings_is_not_held_against_a_training(tmp_path, capsys, other):
-    start(tmp_path, "--predict", *other)
+    start(tmp_path, "--predict", *other.split())
     start(tmp_path)
     assert "prediction against" not in capsys.readouterr().out
 
