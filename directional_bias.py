@@ -7,8 +7,7 @@ test it on fresh samples of D(v). The map of test accuracy over the Fourier imag
 
 trains on the 130 distinct cells of the published 16×16 map. Expect for LeNet lobes of up to 80 % at low frequencies
 and chance (50 %) elsewhere, mean 56 %; for LogReg 100 % everywhere; for LeNet with --no-pooling --sigma 1 above 99.8 %
-at the 22 cells tried. Trainings of one cell vary by 0.5 to 0.8 points (standard deviation), near the edge of a lobe by
-several.
+at the 22 cells tried. Trainings of one cell vary by 0.5 to 0.8 points (standard deviation), at a lobe's edge by more.
 
     python directional_bias.py --arch lenet --predict
 

@@ -124,6 +124,7 @@ def here():
         "LeNet, the NADs in `NADs/`": along_nads("nad_accuracies_lenet"),
         "VGG-11 (bn), its NADs": along_a_few("vgg11"),
         "LeNet: original → flipped": [column(f"{name}_lenet").mean() for name in ("original", "flip")],
+        "VGG-11 (bn): original → flipped": [column(f"{name}_vgg11_bf16")[0] for name in ("original", "flip")],
         "ResNet-18 poisoned at 0, 400, 15 epochs instead of 50": column("poison_resnet18_bf16_15epochs"),
         "LeNet poisoned at 0, 10, 30, 100, 200, 400, 800": [*poisoned[:, 0], *poisoned[poisoned[:, 2] == 3, 1]],
     }
@@ -160,6 +161,9 @@ def test_the_numbers_in_where_it_differs_are_those_of_the_files():
     assert f"(150: {more:.1f} %), nor a smaller learning rate (0.05: {small:.1f}, 0.02: {smaller:.1f})" in said
     before, own = (tried[name] for name in tried if name.startswith("flipped before") and "--" not in name)
     assert f"normalising ({before:.1f}, by the statistics of the flipped images {own:.1f})" in said
+    fitted = column("flip_vgg11_bf16", "train_accuracy")[0]
+    apart = column("original_vgg11_bf16")[0] - column("flip_vgg11_bf16")[0]
+    assert f"fit it, to {fitted:.2f} %" in said and f"The two are {apart:.2f} points apart" in said
     tested = column("flip_lenet_variants")
     assert f"test accuracy is {tested.min():.1f} to {tested.max():.1f} in all" in said
 
