@@ -44,8 +44,8 @@ KEYS = {"fourier": ("frequency_y", "frequency_x"), "random": ("random_index",), 
 # Untrained networks for a prediction; they are sampled where no linear layer ends them.
 NUM_NETWORKS = {"marginal": 4, "sampled": 200}
 LEARNT, UNLEARNT = 75.0, 55.0  # test accuracy above and up to which a prediction is held against a training
-PREDICTION = "predicted.csv"  # in a run's folder, beside each share what it depends on:
-PREDICTED_BY = ("arch", "no_pooling", "num_channels", "image_size", "directions", "phase", "nads", "sigma", "seed")
+PREDICTION = "predicted.csv"  # in a run's folder
+OF_TRAINING = (*RECIPE, *DATA, "precision", "device")  # settings on which no prediction depends
 
 Directions = Mapping[tuple[int, ...], torch.Tensor]  # (C, S, S) of unit norm, by index in their family
 
@@ -325,7 +325,7 @@ def settings(args: Namespace) -> dict[str, Any]:
 
 def predicted_by(args: Namespace) -> dict[str, str]:
     """The settings that a share depends on; a prediction by others is not compared with this run's trainings."""
-    return {key: str(value) for key, value in settings(args).items() if key in PREDICTED_BY}
+    return {key: str(value) for key, value in settings(args).items() if key not in OF_TRAINING}
 
 
 def parse_arguments(argv: list[str] | None) -> Namespace:
