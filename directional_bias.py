@@ -43,6 +43,7 @@ SIGMA = {"fourier": 3.0, "random": 3.0, "nads": 1.0}  # the paper's noise σ, by
 KEYS = {"fourier": ("frequency_y", "frequency_x"), "random": ("random_index",), "nads": ("nad_index",)}
 # Untrained networks for a prediction; they are sampled where no linear layer ends them.
 NUM_NETWORKS = {"marginal": 4, "sampled": 200}
+STEP, NUM_RANDOM = 10.0, 64  # of a prediction: rms over the pixels of what is added, and directions that stand for all
 LEARNT, UNLEARNT = 75.0, 55.0  # test accuracy above and up to which a prediction is held against a training
 PREDICTION = "predicted.csv"  # in a run's folder
 OF_TRAINING = (*RECIPE, *DATA, "precision", "device")  # settings on which no prediction depends
@@ -94,35 +95,37 @@ def variance_along(
     pooling: bool = True,
     num_networks: int = NUM_NETWORKS["marginal"],
     sigma: float = SIGMA["fourier"],
-    step: float = 100.0,
+    step: float = STEP,
     seed: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What N untrained networks tell of unit vectors v (n, C, S, S): the gradient's variance along each, and in all.
+    """How far apart N untrained networks see the classes of D(v), for unit vectors v (n, C, S, S) and for random ones.
 
-    Each network is looked at from a fresh point of the noise of D(v), x ~ N(0, σ²I), by central differences, its last
-    layer integrated out. One that does not end in a linear layer is sampled whole, and many are needed.
+    Each network is shown x ± s·v, the two classes of D(v) with v so strong that it stands out of the noise, at a fresh
+    x ~ N(0, σ²I); `step` is the rms of s·v over the pixels. Its last layer is integrated out: one that does not end in
+    a linear layer is sampled whole, and many are needed.
 
-    Returns Σ (Δ·v)² over the rows Δ of each network, (N, n), and Σ ‖Δ‖², (N,), float64, to give to `share`, networks
-    one at a time or together.
+    Returns Σ Δ² over the features of each network, Δ = (h(x + s·v) − h(x − s·v)) / 2s, float64: along each v, (N, n),
+    and in the mean along NUM_RANDOM random directions, (N,); to give to `share`, networks one at a time or together.
     """
-    _, num_channels, image_size, _ = directions.shape
-    device, flat = directions.device, directions.flatten(1)
+    _, num_channels, image_size, _ = shape = directions.shape
+    device, s = directions.device, step * math.sqrt(directions[0].numel())
 
-    def draw(number: int) -> tuple[torch.nn.Module, torch.Tensor]:
-        noise = seeding.generator("cpu", seed, "point of prediction", number)
-        point = sigma * torch.randn(directions.shape[1:], generator=noise)
+    def look(number: int) -> torch.Tensor:
+        draws = seeding.generator("cpu", seed, "point of prediction", number)
+        point = sigma * torch.randn(shape[1:], generator=draws)
+        others = torch.stack([random_direction(shape[1:], draws) for _ in range(NUM_RANDOM)])
         build = lambda: build_model(arch, num_channels, 1, image_size, pooling)  # noqa: E731
-        return draw_network(build, device, seed, "network", number), point.to(device)
+        network, point = draw_network(build, device, seed, "network", number), point.to(device)
+        how = {"estimator": estimator_for(network, point), "directions": torch.cat([directions, others.to(device)])}
+        squares = network_rows(network, point, step=s, **how).double().square().sum(0).cpu()  # (n + NUM_RANDOM,)
+        return torch.cat([squares[: len(directions)], squares[len(directions) :].mean(0, keepdim=True)])
 
-    along = torch.zeros(num_networks, len(flat) + 1, dtype=torch.float64)
+    along = torch.zeros(num_networks, len(directions) + 1, dtype=torch.float64)
     mine = distributed.share(range(num_networks))
-    problem = "a network of another rank has no finite rows"
+    problem = "a network of another rank has no finite differences"
     for number in tqdm(mine, desc=f"{arch}, untrained networks", disable=distributed.rank() > 0, delay=1):
         try:
-            network, point = draw(number)
-            rows = network_rows(network, point, estimator=estimator_for(network, point), step=step)  # (F, D)
-            along[number, :-1] = (rows @ flat.T).double().square().sum(0).cpu()
-            along[number, -1] = rows.square().sum(dtype=torch.float64).cpu()
+            along[number] = look(number)
         except ValueError as error:
             problem, along[number] = str(error), math.nan  # all ranks must reach the sum
             break
@@ -132,11 +135,11 @@ def variance_along(
     return along[:, :-1], along[:, -1]
 
 
-def share(along: np.ndarray, total: np.ndarray, dimension: int) -> np.ndarray:
-    """D · Σ (Δ·v)² / Σ ‖Δ‖² over all networks, (n,): 1 along each direction where there is no preference."""
-    if not total.sum() > 0:
-        raise ValueError("the input gradients of all untrained networks are zero: there is nothing to predict from")
-    return dimension * along.sum(0) / total.sum()
+def share(along: np.ndarray, random: np.ndarray) -> np.ndarray:
+    """Σ Δ² along each direction by that along random ones, over all networks, (n,): 1 where there is no preference."""
+    if not random.sum() > 0:
+        raise ValueError("all untrained networks are blind to their input: there is nothing to predict from")
+    return along.sum(0) / random.sum()
 
 
 def auc(scores: np.ndarray, accuracies: np.ndarray) -> float:
@@ -196,28 +199,28 @@ def predict(args: Namespace, directions: Directions) -> None:
     runs.announce(f"{args.arch}, untrained networks", args.predict, 0, device, args.output)
     stacked = torch.stack(list(directions.values())).to(device)
     options = {"arch": args.arch, "pooling": not args.no_pooling, "num_networks": args.predict}
-    along, total = variance_along(stacked, sigma=args.sigma, seed=args.seed, **options)
+    found = variance_along(stacked, sigma=args.sigma, seed=args.seed, **options)
     if distributed.rank() > 0:
         return
-    values = share(along, total, stacked[0].numel())
+    values = share(*found)
     seconds = time.monotonic() - start
     shares = dict(zip(directions, values.tolist(), strict=True))
     args.output.mkdir(parents=True, exist_ok=True)
     keys = KEYS[args.directions]
     rows = [dict(zip(keys, index, strict=True)) | {"share": f"{value:.6g}"} for index, value in shares.items()]
     runs.write_rows(args.output / PREDICTION, [row | predicted_by(args) for row in rows])
-    title = f"Share of the variance of untrained {title_name(args)}"
+    title = f"What untrained {title_name(args)} sees"
     if args.directions == "fourier":
         figure = plotting.share_map_figure(shares, args.image_size, title)
     else:
         order = np.array([index[0] for index in shares])
-        names = {"xlabel": keys[0].replace("_", " "), "ylabel": "share of the variance"}
+        names = {"xlabel": keys[0].replace("_", " "), "ylabel": "predicted share"}
         figure = plotting.curve_figure(order, {paper_name(args.arch): values}, title=title, yscale="log", **names)
     plotting.save_figure(figure, args.output / "predicted.png")
     low = int((values < 1 / 3).sum())
     print(
-        f"share of the gradient's variance over {len(values)} directions: {values.min():.3g} to {values.max():.3g}; "
-        f"{low} get less than a third of their share ({len(total)} networks, {seconds:.1f} s)\n"
+        f"share of {len(values)} directions, 1 of a random one: {values.min():.3g} to {values.max():.3g}; "
+        f"{low} get less than a third ({args.predict} networks, {seconds:.1f} s)\n"
         f"figure: {args.output / 'predicted.png'}\nrows: {args.output / PREDICTION}"
     )
     trained = runs.read_rows(args.output / runs.ROWS, keys)
@@ -245,7 +248,7 @@ def compare_prediction(
     rule = f" (by “the lower the frequency, the easier”: {auc(low, y):.3f})" if args.directions == "fourier" else ""
     found = f"AUC {auc(x, y):.3f}{rule}, Spearman {stats.spearmanr(x, y)[0]:.3f}"
     print(f"prediction against {which} accuracies: {counts}; {found}")
-    labels = {"xlabel": "predicted share of the variance", "ylabel": f"{which} test accuracy (%)", "xscale": "log"}
+    labels = {"xlabel": "predicted share", "ylabel": f"{which} test accuracy (%)", "xscale": "log"}
     figure = plotting.scatter_figure(x, y, title=title_name(args), **labels)
     plotting.save_figure(figure, args.output / f"predicted_and_{which}.png")
 

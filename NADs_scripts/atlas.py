@@ -20,7 +20,7 @@ from scipy.cluster import hierarchy
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from directional_bias import ROOT, share, variance_along
+from directional_bias import ROOT, STEP, share, variance_along
 from models import build_model, canonical_name, paper_name
 from utils import cli, distributed, plotting, runs
 from utils.directions import fourier_map, frequency_grid, load_array
@@ -59,8 +59,8 @@ def predict_map(arch: str, device: torch.device) -> dict:
             num_parameters = sum(parameter.numel() for parameter in model.parameters())
             del model
             num_networks = 100 if estimator == "sampled" else 8 if num_parameters < SMALL_MODEL else 2
-            along, total = variance_along(directions.to(device), arch=arch, num_networks=num_networks)
-            shares, *halves = (share(along[part], total[part], size**2) for part in PARTS)
+            along, random = variance_along(directions.to(device), arch=arch, num_networks=num_networks)
+            shares, *halves = (share(along[part], random[part]) for part in PARTS)
         except ValueError as error:
             why_not = str(error)
             continue
@@ -68,7 +68,7 @@ def predict_map(arch: str, device: torch.device) -> dict:
             "parameters": num_parameters,
             "image_size": size,
             "estimator": estimator,
-            "networks": len(total),
+            "networks": len(random),
             "seconds": round(time.monotonic() - start, 1),
             "frequencies": [[frequency * 32 // size for frequency in index] for index in images],
             "shares": np.maximum(shares, LEAST).tolist(),
@@ -112,7 +112,7 @@ def run(args: Namespace) -> None:
     """Predict the maps that are missing, then write the tables and draw the figures."""
     device, folder, families = distributed.rank_device(args.device), ROOT / "runs" / "atlas", architectures()
     files = {arch: folder / f"{paper_name(arch)}.json" for arch in families}
-    with runs.open_run(folder, {"image_sizes": IMAGE_SIZES, "small_model": SMALL_MODEL}, device):
+    with runs.open_run(folder, {"image_sizes": IMAGE_SIZES, "small_model": SMALL_MODEL, "step": STEP}, device):
         missing = [arch for arch, file in files.items() if not file.exists()]
         distributed.barrier()  # all have read before one writes
         runs.announce("architectures", len(files), len(files) - len(missing), device, folder)

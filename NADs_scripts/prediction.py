@@ -15,7 +15,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from directional_bias import KEYS, ROOT, auc, share, variance_along
+from directional_bias import KEYS, ROOT, STEP, auc, share, variance_along
 from models import paper_name
 from utils import cli, plotting, runs
 from utils.directions import canonical_frequency, fourier_map
@@ -30,12 +30,11 @@ FREQUENCY = KEYS["fourier"]
 
 
 def kept(folder: Path, arch: str, pooling: bool, seed: int, num_networks: int, directions: torch.Tensor) -> np.ndarray:
-    """Variance along each direction and in all, one row per network (N, n + 1), from the file that keeps it."""
-    path = folder / f"{arch}{'' if pooling else '-nopooling'}-{seed}.npy"
+    """Variance along each direction and random ones, one row per network (N, n + 1), from the file that keeps it."""
+    path = folder / f"{arch}{'' if pooling else '-nopooling'}-{seed}-step{STEP:g}.npy"
     if not path.exists():
         options = {"arch": arch, "pooling": pooling, "num_networks": num_networks, "seed": seed}
-        along, total = variance_along(directions, **options)
-        runs.save_array(path, np.column_stack([along, total]))
+        runs.save_array(path, np.column_stack(variance_along(directions, **options)))
     return np.load(path, allow_pickle=False)
 
 
@@ -67,7 +66,7 @@ def main(argv: list[str] | None = None) -> None:
     maps, stability, columns = [], [], {}
     for arch, pooling, seeds, num_networks in STUDIED:
         found = np.stack([kept(folder, arch, pooling, seed, num_networks, directions) for seed in seeds])
-        best = share(*np.split(found.reshape(-1, len(images) + 1), [-1], 1), 1024)
+        best = share(*np.split(found.reshape(-1, len(images) + 1), [-1], 1))
         accuracies, published = measured_map(arch, pooling), {}
         if args.published and pooling and arch in runs.published_rows(args.published)[0]:
             rows = runs.read_published(args.published, FREQUENCY, arch)
@@ -78,7 +77,7 @@ def main(argv: list[str] | None = None) -> None:
             maps.append({"network": name} | dict(zip(FREQUENCY, key, strict=True)) | {"share": f"{value:.5g}"})
         for number in (n for n in (1, 2, 4, 8) if n <= num_networks):
             for seed, networks in zip(seeds, found, strict=True):
-                values = share(*np.split(networks[:number], [-1], 1), 1024)
+                values = share(*np.split(networks[:number], [-1], 1))
                 shares = dict(zip(images, values.tolist(), strict=True))
                 row = {"network": name, "networks": number, "seed": seed}
                 row |= {"smallest": f"{values.min():.3g}", "largest": f"{values.max():.3g}"}

@@ -77,10 +77,10 @@ def test_designs_are_short_networks_with_a_linear_layer_of_their_own(design):
 def test_the_committed_predictions_come_out_again():
     images = designs.quarter_map()
     directions = torch.stack(list(images.values()))
-    along, total = variance_along(directions, arch=designs.WHOLE["strided"], num_networks=designs.NUM_NETWORKS)
+    found = variance_along(directions, arch=designs.WHOLE["strided"], num_networks=designs.NUM_NETWORKS)
     committed = {designs.key_of(row): float(row["share"]) for row in PREDICTIONS if row["network"] == "strided"}
     assert list(committed) == list(images)
-    np.testing.assert_allclose(share(along, total, 1024), list(committed.values()), rtol=1e-3)
+    np.testing.assert_allclose(share(*found), list(committed.values()), rtol=1e-3)
 
 
 def test_summary_ranks_and_finds_where_accuracy_passes():

@@ -28,6 +28,9 @@ def quadratic(num_features, shape):
 def test_central_differences_of_a_quadratic_are_exact_at_any_step(step, shape, num_features):
     function, point, jacobian = quadratic(num_features, shape)
     torch.testing.assert_close(central_differences(function, point, step=step), jacobian, rtol=1e-9, atol=1e-9)
+    directions = torch.randn(7, *shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    found = central_differences(function, point, directions=directions, step=step, chunk_size=6)
+    torch.testing.assert_close(found, jacobian @ directions.flatten(1).T, rtol=1e-9, atol=1e-9)
 
 
 @given(chunk_size=st.integers(1, 200), step=st.sampled_from([1e-3, 1.0, 100.0]))

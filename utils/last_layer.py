@@ -5,6 +5,7 @@ and variance σ_w², so E[g gᵀ | trunk] = σ_w² Δᵀ Δ with Δ (F, D) the d
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -26,15 +27,15 @@ def network_rows(
     point: torch.Tensor,
     *,
     estimator: str = "marginal",
-    step: float = 100.0,
-    chunk_size: int | None = None,
     precision: str = "fp32",
+    **how: Any,
 ) -> torch.Tensor:
     """The rows whose outer products add up to a network's estimate of the covariance of the gradient at `point`.
 
     sampled: (1, D), the gradient estimate g of the network (N, C, H, W) -> (N, 1) as it is. marginal: (F, D), σ_w·Δ,
-    with the rms of the last layer's weights for σ_w; the network loses that layer. ValueError if the estimator does
-    not fit the network, or the rows are not finite.
+    with the rms of the last layer's weights for σ_w; the network loses that layer. `how` are the options of
+    `central_differences`; along n directions instead of the pixels, n takes the place of D. ValueError if the
+    estimator does not fit the network, or the rows are not finite.
     """
     scale = 1.0
     if estimator == "marginal":
@@ -44,11 +45,11 @@ def network_rows(
         scale = weight_rms(layer)
         network = without(network, layer)
     with precision_mode(precision, point.device):
-        rows = scale * central_differences(network, point, step=step, chunk_size=chunk_size)
+        rows = scale * central_differences(network, point, **how)
     if estimator == "sampled" and len(rows) != 1:
         raise ValueError(f"the network has {len(rows)} outputs: the sampled estimator needs one")
     if not rows.isfinite().all():
-        raise ValueError(f"the differences of a random network are not finite (step {step:g})")
+        raise ValueError("the differences of a random network are not finite")
     return rows
 
 

@@ -49,10 +49,10 @@ def accuracy_map_figure(accuracies: Mapping[tuple[int, int], float], size: int, 
 
 @in_style
 def share_map_figure(shares: Mapping[tuple[int, int], float], size: int, title: str) -> Figure:
-    """The map of the share of the gradient's variance by frequency: logarithmic, white at 1, a network's mean share."""
+    """The map of what untrained networks see of each frequency: logarithmic, white at 1, as of a random direction."""
     figure = Figure(figsize=(4.9, 3.9))
     image = draw_map(figure.add_subplot(), shares, size, title, **SHARES)
-    figure.colorbar(image, label="less than its share  ←  1  →  more than its share", extend="both")
+    figure.colorbar(image, label="less than a random direction  ←  1  →  more", extend="both")
     return figure
 
 
@@ -73,7 +73,7 @@ def prediction_figure(networks: dict[str, tuple[dict, dict, dict]], size: int) -
             image = draw_map(grid[row, column], maps[kind], size, title, **scale)
             grid[row, column].set(xlabel="", ylabel=labels[kind] if column == 0 else "", xticks=[], yticks=[])
             if column == len(networks) - 1:
-                label = "share of the variance" if kind == 0 else "test accuracy (%)"
+                label = "share" if kind == 0 else "test accuracy (%)"
                 figure.colorbar(image, ax=grid[row, :].tolist(), label=label)
     return figure
 
@@ -96,7 +96,7 @@ def sheet_figure(maps: np.ndarray, names: Sequence[str], links: np.ndarray) -> F
     for panel, leaf, color in zip(grid.flat, tree["leaves"], tree["leaves_color_list"], strict=False):
         image = panel.imshow(maps[leaf], origin="lower", **SHARES)
         panel.set_title(names[leaf], fontsize=7, color=color, pad=2)
-    label = "share of the gradient's variance: less than its share  ←  1  →  more"
+    label = "seen less than a random direction  ←  1  →  more"
     right.colorbar(image, ax=grid, location="bottom", shrink=0.5, aspect=40, label=label, extend="both")
     return figure
 
