@@ -246,7 +246,8 @@ def compare_prediction(
     if math.isnan(auc(x, y)):
         return print(f"prediction against {which} accuracies: {counts}, so there is nothing to rank")
     rule = f" (by “the lower the frequency, the easier”: {auc(low, y):.3f})" if args.directions == "fourier" else ""
-    found = f"AUC {auc(x, y):.3f}{rule}, Spearman {stats.spearmanr(x, y)[0]:.3f}"
+    ends = f"shares of these up to {x[y <= UNLEARNT].max():.2g}, of those from {x[y > LEARNT].min():.2g}"
+    found = f"AUC {auc(x, y):.3f}{rule}, Spearman {stats.spearmanr(x, y)[0]:.3f}; {ends}"
     print(f"prediction against {which} accuracies: {counts}; {found}")
     labels = {"xlabel": "predicted share", "ylabel": f"{which} test accuracy (%)", "xscale": "log"}
     figure = plotting.scatter_figure(x, y, title=title_name(args), **labels)

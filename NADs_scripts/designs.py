@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scipy import optimize, stats
+from scipy import stats
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -198,25 +198,19 @@ def unfolded(values: Mapping[tuple[int, int], float]) -> dict[tuple[int, int], f
     return {canonical_frequency(y, sign * x): value for (y, x), value in both.items() for sign in (1, -1)}
 
 
-def passing_value(values: np.ndarray, accuracies: np.ndarray) -> float:
-    """The value from which accuracy, rising with it (isotonic regression), is above LEARNT; nan if it never passes."""
-    order = np.argsort(values)
-    above = optimize.isotonic_regression(accuracies[order]).x > LEARNT
-    return float(values[order][above.argmax()]) if above.any() and not above.all() else math.nan
-
-
 def summary(shares: dict[tuple[int, int], float], accuracies: dict[tuple[int, int], float]) -> dict[str, str | int]:
     """How well the shares rank the cells of one network; without learnt or unlearnt cells there is no AUC."""
     cells = [key for key, accuracy in accuracies.items() if math.isfinite(accuracy)]
     accuracy, values = np.array([[accuracies[key], shares[key]] for key in cells]).T
-    above = accuracy > UNLEARNT
-    row = {"cells": len(cells), "learnt": int((accuracy > LEARNT).sum()), "unlearnt": int((~above).sum())}
+    above, learnt = accuracy > UNLEARNT, accuracy > LEARNT
+    row = {"cells": len(cells), "learnt": int(learnt.sum()), "unlearnt": int((~above).sum())}
     row |= {"lowest": f"{accuracy.min():.1f}", "highest": f"{accuracy.max():.1f}"}
     numbers = {"auc_share": auc(values, accuracy)}
     numbers["auc_low_frequency"] = auc(np.array([-math.hypot(*key) for key in cells]), accuracy)
     few = above.sum() < 3
     numbers["spearman_above_chance"] = math.nan if few else stats.spearmanr(values[above], accuracy[above])[0]
-    numbers["share_passing"] = passing_value(values, accuracy)
+    numbers["unlearnt_up_to"] = values[~above].max(initial=-math.inf)
+    numbers["learnt_from"] = values[learnt].min(initial=math.inf)
     return row | {name: f"{value:.3f}" if math.isfinite(value) else "" for name, value in numbers.items()}
 
 

@@ -15,7 +15,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from directional_bias import KEYS, ROOT, STEP, auc, share, variance_along
+from directional_bias import KEYS, LEARNT, ROOT, STEP, UNLEARNT, auc, share, variance_along
 from models import paper_name
 from utils import cli, plotting, runs
 from utils.directions import canonical_frequency, fourier_map
@@ -46,10 +46,12 @@ def measured_map(arch: str, pooling: bool) -> dict[tuple[int, ...], float]:
     return {index: mean for index, (mean, _, _) in runs.mean_and_spread(rows, FREQUENCY).items()}
 
 
-def auc_of(shares: dict[tuple[int, ...], float], accuracies: dict[tuple[int, ...], float]) -> str:
-    """AUC of the shares for the learnt against the unlearnt cells, "" without either."""
-    value = auc(np.array([shares[key] for key in accuracies]), np.array(list(accuracies.values())))
-    return f"{value:.3f}" if np.isfinite(value) else ""
+def ranking(shares: dict, accuracies: dict, which: str) -> dict[str, str]:
+    """AUC of the shares, the largest of an unlearnt and the smallest of a learnt cell; each "" where there is none."""
+    x, y = np.array([shares[key] for key in accuracies]), np.array(list(accuracies.values()))
+    found = {f"auc_{which}": auc(x, y), f"unlearnt_up_to_{which}": x[y <= UNLEARNT].max(initial=-np.inf)}
+    found[f"learnt_from_{which}"] = x[y > LEARNT].min(initial=np.inf)
+    return {name: f"{value:.3f}" if np.isfinite(value) else "" for name, value in found.items()}
 
 
 @cli.one_line_errors
@@ -82,7 +84,7 @@ def main(argv: list[str] | None = None) -> None:
                 row = {"network": name, "networks": number, "seed": seed}
                 row |= {"smallest": f"{values.min():.3g}", "largest": f"{values.max():.3g}"}
                 row |= {"below_a_third": int((values < 1 / 3).sum())}
-                row |= {"auc_measured": auc_of(shares, accuracies), "auc_published": auc_of(shares, published)}
+                row |= ranking(shares, accuracies, "measured") | ranking(shares, published, "published")
                 row |= {"median_factor_to_all": f"{np.exp(np.median(np.abs(np.log(values / best)))):.3f}"}
                 print(", ".join(f"{key} {value}" for key, value in row.items() if value != ""))
                 stability.append(row)

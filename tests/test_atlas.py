@@ -89,9 +89,9 @@ def test_summary_ranks_and_finds_where_accuracy_passes():
     found = designs.summary(shares, dict(zip(cells, (99, 90, 80, 74, 60, 55, 50, 50), strict=True)))
     assert (found["learnt"], found["unlearnt"]) == (3, 3)
     assert float(found["auc_share"]) == float(found["auc_low_frequency"]) == float(found["spearman_above_chance"]) == 1
-    assert float(found["share_passing"]) == pytest.approx(2.0**-4, abs=1e-3)
+    assert (float(found["learnt_from"]), float(found["unlearnt_up_to"])) == pytest.approx((2.0**-4, 2.0**-10), abs=1e-3)
     nothing = designs.summary(shares, dict.fromkeys(cells, 50.0))
-    assert nothing["auc_share"] == nothing["share_passing"] == ""
+    assert nothing["auc_share"] == nothing["learnt_from"] == ""
 
 
 def test_folding_means_over_the_symmetric_cells_and_unfolding_gives_them_back():
