@@ -20,7 +20,7 @@ from scipy.cluster import hierarchy
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from directional_bias import ROOT, STEP, share, variance_along
+from directional_bias import ROOT, SETS_IN, STEP, share, variance_along
 from models import build_model, canonical_name, paper_name
 from utils import cli, distributed, plotting, runs
 from utils.directions import fourier_map, frequency_grid, load_array
@@ -99,7 +99,7 @@ def row_of(arch: str, family: str, found: dict) -> dict:
     logs = np.log2(values)
     roughness = np.std(logs - np.array([logs[bands == band].mean() for band in range(NUM_BANDS)])[bands])
     numbers = {"smallest": values.min(), "median": np.median(values), "largest": values.max()}
-    numbers |= {"below_a_third": np.where(np.isnan(values), np.nan, values < 1 / 3).mean()}
+    numbers |= {"below_a_half": np.where(np.isnan(values), np.nan, values < SETS_IN).mean()}
     numbers |= {"agreement": found.get("agreement", np.nan), "roughness": roughness} | {
         f"band_{band}": value for band, value in enumerate(radial)
     }

@@ -15,7 +15,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from directional_bias import KEYS, LEARNT, ROOT, STEP, UNLEARNT, auc, share, variance_along
+from directional_bias import KEYS, LEARNT, ROOT, SETS_IN, STEP, UNLEARNT, auc, share, variance_along
 from models import paper_name
 from utils import cli, plotting, runs
 from utils.directions import canonical_frequency, fourier_map
@@ -83,7 +83,7 @@ def main(argv: list[str] | None = None) -> None:
                 shares = dict(zip(images, values.tolist(), strict=True))
                 row = {"network": name, "networks": number, "seed": seed}
                 row |= {"smallest": f"{values.min():.3g}", "largest": f"{values.max():.3g}"}
-                row |= {"below_a_third": int((values < 1 / 3).sum())}
+                row |= {"below_a_half": int((values < SETS_IN).sum())}
                 row |= ranking(shares, accuracies, "measured") | ranking(shares, published, "published")
                 row |= {"median_factor_to_all": f"{np.exp(np.median(np.abs(np.log(values / best)))):.3f}"}
                 print(", ".join(f"{key} {value}" for key, value in row.items() if value != ""))

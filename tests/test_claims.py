@@ -10,6 +10,7 @@ import pytest
 from scipy import stats
 
 from directional_bias import LEARNT, UNLEARNT, auc
+from NADs_scripts import designs
 from tests import helpers
 from tests.helpers import ROOT
 from utils import runs
@@ -178,7 +179,48 @@ def test_how_vgg11_is_predicted_is_said_as_measured():
     low, *_, high = sorted(100 * float(row["auc_measured"]) for row in by_four)
     said = " ".join(README.split())
     assert f"{rule:.1f} % of the {pairs} pairs measured here against {low:.1f} to {high:.1f} by seed" in said
-    assert f"at chance ({means[0, -8]:.1f} and {means[0, -16]:.1f} % here)" in said
+    shares = shares_of("prediction/maps", "VGG11")
+    assert f"shares of {shares[0, -8]:.2f} and {shares[0, -16]:.2f} in VGG-11" in said
+
+
+def shares_of(name, network):
+    return {designs.key_of(row): float(row["share"]) for row in rows(name) if row["network"] == network}
+
+
+def test_learning_sets_in_at_a_share_of_one_half():
+    """Of all trainings at σ = 3 in results/: by the shares of 24 untrained networks, or 8 of the designs."""
+    found = {}
+    measured = {"LeNet": "lenet", "VGG11": "vgg11_bf16", "ResNet18": "resnet18_bf16", "LogReg": "logreg"}
+    for network, name in (measured | {"LeNet without pooling": "lenet_nopooling"}).items():
+        shares, means = (
+            shares_of("prediction/maps", network),
+            runs.mean_and_spread(rows(f"directional_bias_{name}"), KEYS),
+        )
+        found[network] = [(shares[key], mean) for key, (mean, _, _) in means.items()]
+    for network in {row["network"] for row in rows("designs/accuracies")}:
+        shares = designs.folded(shares_of("designs/predictions", network))
+        accuracies = {
+            designs.key_of(row): float(row["test_accuracy"])
+            for row in rows("designs/accuracies")
+            if row["network"] == network
+        }
+        found[network] = [(shares[key], accuracy) for key, accuracy in designs.folded(accuracies).items()]
+    assert len(found) == 5 + 14
+    exceptions = {network for network, pairs in found.items() for share, a in pairs if share > 0.53 and a <= UNLEARNT}
+    assert exceptions == {"regnet_x_400mf"}
+    assert not [network for network, pairs in found.items() for share, a in pairs if share < 0.45 and a > LEARNT]
+
+
+def test_shares_of_the_maps_are_as_they_are_said_to_be():
+    for name in ("LogReg", "LeNet without pooling", "ResNet18 without pooling"):
+        assert min(shares_of("prediction/maps", name).values()) > 0.5
+    resnet, densenet = shares_of("prediction/maps", "ResNet18"), shares_of("prediction/maps", "DenseNet121")
+    assert {key for key, share in resnet.items() if share < 0.3} == {
+        key for key in resnet if key[0] % 4 == key[1] % 4 == 2
+    }
+    assert not [share for share in resnet.values() if 0.3 < share < 0.45]
+    assert {key for key, share in densenet.items() if share > 0.88} == {key for key in densenet if 0 in key}
+    assert max(share for key, share in densenet.items() if 0 not in key) < 0.32
 
 
 def test_the_numbers_of_the_table_of_designs_are_those_of_their_summary():

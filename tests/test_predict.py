@@ -108,7 +108,7 @@ def test_the_command_writes_and_draws_the_share_of_each_direction(tmp_path, caps
     found = start(tmp_path, "--predict", 2, "--frequency", 2, 1, "--frequency", 2, 0, arch=LINEAR)
     assert found == pytest.approx([64, 0], rel=0.4, abs=1e-4)
     text = capsys.readouterr().out
-    assert "share of 2 directions" in text and "1 get less than a third (2 networks" in text
+    assert "share of 2 directions" in text and "1 get less than 0.5 (2 networks" in text
     assert {path.name for path in tmp_path.iterdir()} == {"predicted.csv", "predicted.png"}
     assert len(start(tmp_path / "random", "--directions", "random", "--predict")) == 16
 
