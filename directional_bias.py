@@ -330,8 +330,7 @@ def settings(args: Namespace) -> dict[str, Any]:
 
 def predicted_by(args: Namespace) -> dict[str, str]:
     """The settings that a share depends on; a prediction by others is not compared with this run's trainings."""
-    found = settings(args) | {"step": STEP}
-    return {key: str(value) for key, value in found.items() if key not in OF_TRAINING}
+    return {key: str(value) for key, value in (settings(args) | {"step": STEP}).items() if key not in OF_TRAINING}
 
 
 def parse_arguments(argv: list[str] | None) -> Namespace:

@@ -29,8 +29,7 @@ from tqdm import tqdm
 
 from models import build_model, canonical_name, paper_name
 from utils import cli, distributed, plotting, runs, seeding
-from utils.covariance import GradientSum, NADs, nads_from_covariance, share_of_variance
-from utils.directions import fourier_map
+from utils.covariance import GradientSum, NADs, nads_from_covariance
 from utils.last_layer import draw_network, estimator_for, network_rows
 
 ROOT = Path(__file__).resolve().parent
@@ -136,19 +135,13 @@ def report(nads: NADs, sums: GradientSum, args: Namespace) -> None:
         "environment": runs.environment(args.device),
     }
     runs.save_json(files[2], description)
-    size = args.image_size
-    shown = nads.directions[:8].reshape(-1, args.num_channels, size, size)
+    shown = nads.directions[:8].reshape(-1, args.num_channels, args.image_size, args.image_size)
     plotting.save_figure(plotting.nads_figure({name: shown}, {name: nads.singular_values}), args.run / "nads.png")
-    images = fourier_map(size, num_channels=args.num_channels)
-    shares = share_of_variance(sums.covariance(args.estimator), torch.stack(list(images.values())).flatten(1))
-    by_frequency = dict(zip(images, shares.tolist(), strict=True))
-    figure = plotting.share_map_figure(by_frequency, size, f"Share of the variance of untrained {name}")
-    plotting.save_figure(figure, args.run / "shares.png")
     print(
         f"{len(sums.numbers)} networks; two halves agree to {agreement:.3f} on the first {k} directions.\n"
         "All networks together are closer to the truth than that: each half has half of them. NADs of nearly equal\n"
         "variance rotate freely within the subspace that they span; compare subspaces, not single rows.\n"
-        f"arrays: {files[0]}, {files[1]}\nfigures: {args.run / 'nads.png'}, {args.run / 'shares.png'}"
+        f"arrays: {files[0]}, {files[1]}\nfigure: {args.run / 'nads.png'}"
     )
 
 

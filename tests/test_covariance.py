@@ -12,7 +12,6 @@ from utils.covariance import (
     NADs,
     log_variance_correlation,
     nads_from_covariance,
-    share_of_variance,
     singular_value_ratios,
     subspace_overlap,
 )
@@ -95,17 +94,6 @@ def test_the_sign_of_a_direction_survives_noise_and_singular_values_are_never_na
         noise = torch.randn(40, 40, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
         noisy = nads_from_covariance(covariance + 1e-9 * (noise + noise.T)).directions
         assert ((noisy * nads.directions).sum(1)[:38] > 0.99).all()
-
-
-@given(dimension=st.integers(1, 20), seed=st.integers(0, 99))
-def test_shares_of_the_variance_have_mean_1_over_a_basis_and_are_d_along_the_only_direction(dimension, seed):
-    covariance = covariance_of(orthonormal(dimension, seed), np.random.default_rng(seed).exponential(size=dimension))
-    basis = torch.from_numpy(orthonormal(dimension, seed + 100))
-    ones = torch.ones(dimension, dtype=torch.float64)
-    assert share_of_variance(covariance, basis).mean().item() == pytest.approx(1, rel=1e-12)
-    torch.testing.assert_close(share_of_variance(3 * torch.diag(ones), basis), ones)
-    along = share_of_variance(torch.outer(basis[0], basis[0]), basis)
-    torch.testing.assert_close(along, dimension * torch.eye(dimension, dtype=torch.float64)[0])
 
 
 @given(dimension=st.integers(2, 20), data=st.data())

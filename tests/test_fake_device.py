@@ -22,7 +22,7 @@ from directional_bias import variance_along
 from models import build_model
 from nad_computation import add_network, compute_nads, draw_point
 from utils import cifar, plotting, runs
-from utils.covariance import GradientSum, nads_from_covariance, share_of_variance
+from utils.covariance import GradientSum, nads_from_covariance
 
 GPU = torch.device("cuda", 0)
 PLAIN = "tests.tiny_networks:plain"
@@ -153,7 +153,6 @@ def test_a_network_its_rows_and_their_sum(estimator):
     assert {state[name].device.type for name in ("outer", "rows")} == {"cpu"}
     GradientSum.from_state(state, "", 64).merge(sums)
     nads_from_covariance(sums.covariance(estimator))
-    assert on_gpu(share_of_variance(sums.covariance(estimator), torch.ones(3, 64)))
 
 
 @pytest.mark.parametrize("estimator", ["marginal", "sampled"])

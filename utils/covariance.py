@@ -94,13 +94,6 @@ def nads_from_covariance(covariance: torch.Tensor) -> NADs:
     return NADs(rows.float().numpy(), singular_values.numpy())
 
 
-def share_of_variance(covariance: torch.Tensor, directions: torch.Tensor) -> torch.Tensor:
-    """D·vᵀCv / tr C along each direction v (n, D): 1 along all of them where a network has no preference."""
-    directions = directions.to(covariance)
-    along = ((directions @ covariance) * directions).sum(1)
-    return covariance.shape[0] * along / covariance.trace()
-
-
 def subspace_overlap(a: np.ndarray, b: np.ndarray, k: int) -> float:
     """‖A_k B_kᵀ‖²_F / k of the first k orthonormal rows of two bases (·, D): 1 if they span the same, k/D by chance."""
     limit = min(len(a), len(b))
