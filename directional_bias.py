@@ -11,9 +11,9 @@ at the 22 cells tried. Trainings of one cell vary by 0.5 to 0.8 points (standard
 
     python directional_bias.py --arch lenet --predict
 
-tells in seconds, from untrained networks, which of these directions will be learnt: those with a share above about one
-half. That is not in the paper. Expect for LeNet, against its published map, that 99.2 to 100 % of all pairs of a learnt
-and an unlearnt cell, by seed, are in the right order.
+tells in seconds, from untrained networks, which of these directions are likely to be learnt: at the map's σ, those with
+a share above about one half. That is not in the paper. Expect for LeNet, against its published map, that 99.2 to 100 %
+of all pairs of a learnt and an unlearnt cell, by seed, are in the right order.
 """
 
 import math
@@ -101,9 +101,9 @@ def variance_along(
 ) -> tuple[np.ndarray, np.ndarray]:
     """How far apart N untrained networks see the classes of D(v), for unit vectors v (n, C, S, S) and for random ones.
 
-    Each network is shown x ± s·v, the two classes of D(v) with v so strong that it stands out of the noise, at a fresh
-    x ~ N(0, σ²I); `step` is the rms of s·v over the pixels. Its last layer is integrated out: one that does not end in
-    a linear layer is sampled whole, and many are needed.
+    Each network is shown x ± s·v at a fresh x ~ N(0, σ²I): the two classes of D(v) with v so strong that it stands out
+    of the noise, if σ is well below `step`, the rms of s·v over the pixels. Its last layer is integrated out: one that
+    does not end in a linear layer is sampled whole, and many are needed.
 
     Returns Σ Δ² over the features of each network, Δ = (h(x + s·v) − h(x − s·v)) / 2s, float64: along each v, (N, n),
     and in the mean along NUM_RANDOM random directions, (N,); to give to `share`, networks one at a time or together.
@@ -117,9 +117,10 @@ def variance_along(
         others = torch.stack([random_direction(shape[1:], draws) for _ in range(NUM_RANDOM)])
         build = lambda: build_model(arch, num_channels, 1, image_size, pooling)  # noqa: E731
         network, point = draw_network(build, device, seed, "network", number), point.to(device)
-        how = {"estimator": estimator_for(network, point), "directions": torch.cat([directions, others.to(device)])}
-        squares = network_rows(network, point, step=s, **how).double().square().sum(0).cpu()  # (n + NUM_RANDOM,)
-        return torch.cat([squares[: len(directions)], squares[len(directions) :].mean(0, keepdim=True)])
+        both, estimator = torch.cat([directions, others.to(device)]), estimator_for(network, point)
+        rows = network_rows(network, point, estimator=estimator, directions=both, step=s)  # (F, n + NUM_RANDOM)
+        squares = rows.double().square().sum(0).cpu()
+        return torch.cat([squares[:-NUM_RANDOM], squares[-NUM_RANDOM:].mean(0, keepdim=True)])
 
     along = torch.zeros(num_networks, len(directions) + 1, dtype=torch.float64)
     mine = distributed.share(range(num_networks))
@@ -149,6 +150,11 @@ def auc(scores: np.ndarray, accuracies: np.ndarray) -> float:
     if not len(learnt) or not len(unlearnt):
         return math.nan
     return float(stats.mannwhitneyu(learnt, unlearnt).statistic / (len(learnt) * len(unlearnt)))
+
+
+def limits(scores: np.ndarray, accuracies: np.ndarray) -> tuple[float, float]:
+    """The largest score of an unlearnt and the smallest of a learnt direction; ∓inf where there is none."""
+    return scores[accuracies <= UNLEARNT].max(initial=-math.inf), scores[accuracies > LEARNT].min(initial=math.inf)
 
 
 def make_directions(args: Namespace) -> Directions:
@@ -212,7 +218,7 @@ def predict(args: Namespace, directions: Directions) -> None:
     runs.write_rows(args.output / PREDICTION, [row | predicted_by(args) for row in rows])
     title = f"What untrained {title_name(args)} sees"
     if args.directions == "fourier":
-        figure = plotting.share_map_figure(shares, args.image_size, title)
+        figure = plotting.map_figure(shares, args.image_size, title, shares=True)
     else:
         order = np.array([index[0] for index in shares])
         names = {"xlabel": keys[0].replace("_", " "), "ylabel": "predicted share"}
@@ -247,7 +253,7 @@ def compare_prediction(
     if math.isnan(auc(x, y)):
         return print(f"prediction against {which} accuracies: {counts}, so there is nothing to rank")
     rule = f" (by “the lower the frequency, the easier”: {auc(low, y):.3f})" if args.directions == "fourier" else ""
-    ends = f"shares of these up to {x[y <= UNLEARNT].max():.2g}, of those from {x[y > LEARNT].min():.2g}"
+    ends = "shares of the unlearnt up to {:.2g}, of the learnt from {:.2g}".format(*limits(x, y))
     found = f"AUC {auc(x, y):.3f}{rule}, Spearman {stats.spearmanr(x, y)[0]:.3f}; {ends}"
     print(f"prediction against {which} accuracies: {counts}; {found}")
     labels = {"xlabel": "predicted share", "ylabel": f"{which} test accuracy (%)", "xscale": "log"}
@@ -271,7 +277,7 @@ def report(rows: list[dict[str, str]], args: Namespace) -> None:
     what = {"fourier": "Fourier images", "random": "random directions", "nads": "NADs"}[family]
     title = f"What {title_name(args)} learns of D(v),\nv {what}"
     if family == "fourier":
-        figure = plotting.accuracy_map_figure(accuracies, args.image_size, title)
+        figure = plotting.map_figure(accuracies, args.image_size, title)
     else:
         label, order = paper_name(args.arch), np.array([index[0] for index in results])
         names = {"xlabel": keys[0].replace("_", " "), "ylabel": "test accuracy (%)", "title": title}

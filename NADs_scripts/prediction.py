@@ -15,7 +15,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from directional_bias import KEYS, LEARNT, ROOT, SETS_IN, STEP, UNLEARNT, auc, share, variance_along
+from directional_bias import KEYS, ROOT, SETS_IN, STEP, auc, limits, share, variance_along
 from models import paper_name
 from utils import cli, plotting, runs
 from utils.directions import canonical_frequency, fourier_map
@@ -49,9 +49,8 @@ def measured_map(arch: str, pooling: bool) -> dict[tuple[int, ...], float]:
 def ranking(shares: dict, accuracies: dict, which: str) -> dict[str, str]:
     """AUC of the shares, the largest of an unlearnt and the smallest of a learnt cell; each "" where there is none."""
     x, y = np.array([shares[key] for key in accuracies]), np.array(list(accuracies.values()))
-    found = {f"auc_{which}": auc(x, y), f"unlearnt_up_to_{which}": x[y <= UNLEARNT].max(initial=-np.inf)}
-    found[f"learnt_from_{which}"] = x[y > LEARNT].min(initial=np.inf)
-    return {name: f"{value:.3f}" if np.isfinite(value) else "" for name, value in found.items()}
+    found = zip(("auc", "unlearnt_up_to", "learnt_from"), (auc(x, y), *limits(x, y)), strict=True)
+    return {f"{name}_{which}": f"{value:.3f}" if np.isfinite(value) else "" for name, value in found}
 
 
 @cli.one_line_errors

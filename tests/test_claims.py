@@ -7,14 +7,15 @@ from itertools import product
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 
-from directional_bias import LEARNT, UNLEARNT, auc
+from directional_bias import LEARNT, UNLEARNT, auc, limits, share, variance_along
 from NADs_scripts import designs
 from tests import helpers
 from tests.helpers import ROOT
 from utils import runs
-from utils.directions import canonical_frequency, frequency_grid
+from utils.directions import canonical_frequency, fourier_map, frequency_grid, load_nads
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 KEYS = ("frequency_y", "frequency_x")
@@ -208,8 +209,36 @@ def test_learning_sets_in_at_a_share_of_one_half():
         found[network] = [(shares[key], accuracy) for key, accuracy in designs.folded(accuracies).items()]
     assert len(found) == 5 + 14
     exceptions = {network for network, pairs in found.items() for share, a in pairs if share > 0.53 and a <= UNLEARNT}
-    assert exceptions == {"regnet_x_400mf", "tanh"}
+    assert exceptions == {"regnet_x_400mf", "tanh"}  # and DenseNet-121, by the number of its published cells
     assert not [network for network, pairs in found.items() for share, a in pairs if share < 0.45 and a > LEARNT]
+
+
+def test_where_learning_sets_in_by_the_default_of_four_networks_and_with_less_noise():
+    said, four = " ".join(README.split()), [row for row in rows("prediction/stability") if row["networks"] == "4"]
+    four = [row for row in four if row["network"] in ("LeNet", "VGG11")]
+    up_to = max(float(row["unlearnt_up_to_measured"]) for row in four)
+    start = min(float(row["learnt_from_measured"]) for row in four)
+    assert f"unlearnt cells of LeNet and VGG-11 reach {up_to:.2f}, and learnt ones begin at {start:.2f}" in said
+    cells, along = rows("directional_bias_lenet_sigma1"), rows("nad_accuracies_lenet")
+    images = fourier_map(frequencies=[designs.key_of(row) for row in cells])
+    nads = load_nads(ROOT / "NADs" / "LeNet_NADs.npy", 1024)[[int(row["nad_index"]) for row in along]]
+    for table, directions, learnt, unlearnt in (
+        (cells, torch.stack([images[designs.key_of(row)] for row in cells]), (0.035, 0.055), (0, 0.045)),
+        (along, nads.view(-1, 1, 32, 32), (1.0, 1.5), (0.45, 0.535)),
+    ):
+        accuracies = np.array([float(row["test_accuracy"]) for row in table])
+        for seed in range(3):
+            found = limits(share(*variance_along(directions, sigma=1.0, seed=seed)), accuracies)
+            assert unlearnt[0] <= found[0] <= unlearnt[1] and learnt[0] <= found[1] <= learnt[1], found
+    assert "from a share of 0.04 to 0.05, by seed" in said and "at chance up to 0.53 and above 75 % from 1.0" in said
+    images = fourier_map()
+    low = -np.array([np.hypot(*cell) for cell in images])
+    means = {cell: mean for cell, (mean, _, _) in runs.mean_and_spread(rows("directional_bias_lenet"), KEYS).items()}
+    accuracies = np.array([means[cell] for cell in images])
+    weak = [
+        auc(share(*variance_along(torch.stack(list(images.values())), step=1.0, seed=s)), accuracies) for s in range(3)
+    ]
+    assert max(weak) < auc(low, accuracies), "with a tenth of it, four networks rank LeNet's cells worse than the rule"
 
 
 def test_shares_of_the_maps_are_as_they_are_said_to_be():

@@ -168,7 +168,7 @@ def test_a_browser_moves_types_clicks_and_finds_no_error(browser, made, tmp_path
     share, accuracy = lenet["shares"].split()[at], lenet["measured"][0]["values"].split()[at]
     shown = [one.text for one in browser.find_elements(By.CSS_SELECTOR, "#cell-numbers tr:nth-child(2) button")]
     assert shown == [share, f"{accuracy} %"]
-    figure = plotting.share_map_figure({(4, -6): float(share)}, 32, "")
+    figure = plotting.map_figure({(4, -6): float(share)}, 32, "", shares=True)
     color = "".join(f"{round(255 * part):02x}" for part in figure.axes[0].images[0].to_rgba(float(share))[:3])
     assert Color.from_string(cell(4, -6).value_of_css_property("background-color")).hex == f"#{color}"
     ActionChains(browser).move_to_element(find("h1")).perform()

@@ -148,7 +148,7 @@ def test_shares_rank_accuracies_beside_the_lower_frequency(tmp_path, capsys):
     compare_prediction(shares, accuracies, "published", args)
     said = "prediction against published accuracies: 2 of 4 above 75 %, 2 at 55 % and below; AUC 0.750 "
     said += "(by “the lower the frequency, the easier”: 0.750), Spearman 0.400; "
-    assert capsys.readouterr().out == said + "shares of these up to 3, of those from 2\n"
+    assert capsys.readouterr().out == said + "shares of the unlearnt up to 3, of the learnt from 2\n"
     assert (tmp_path / "predicted_and_published.png").exists()
     compare_prediction(shares, [(key, 50.0) for key in shares], "trained", args)
     assert "0 of 4 above 75 %, 4 at 55 % and below, so there is nothing to rank" in capsys.readouterr().out

@@ -23,9 +23,9 @@ def central_differences(
 ) -> torch.Tensor:
     """Δ_i = (h(x + s·v_i) − h(x − s·v_i)) / 2s at an image x (C, H, W) with step s, along unit vectors v (n, C, H, W).
 
-    Without directions they are the pixels e_i, D = C·H·W. Returns (F, n): along the pixels, row f is the gradient
-    estimate of feature f. `chunk_size` images are evaluated at once, two for each direction; by the device if None. It
-    changes no result.
+    Without directions they are the pixels e_i, D = C·H·W. Returns (F, n), for the pixels (F, D), where row f
+    is the gradient estimate of feature f. `chunk_size` images are evaluated at once, two for each direction; by the
+    device if None. It changes no result.
     """
     numbers = torch.arange(point.numel() if directions is None else len(directions), device=point.device)
     chunks = numbers.split(max(1, (chunk_size or CHUNK_SIZE[point.device.type]) // 2))

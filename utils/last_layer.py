@@ -49,7 +49,7 @@ def network_rows(
     if estimator == "sampled" and len(rows) != 1:
         raise ValueError(f"the network has {len(rows)} outputs: the sampled estimator needs one")
     if not rows.isfinite().all():
-        raise ValueError("the differences of a random network are not finite")
+        raise ValueError(f"the differences of a random network are not finite (step {how.get('step', 100):g})")
     return rows
 
 

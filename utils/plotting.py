@@ -39,20 +39,12 @@ def style_colors() -> dict[str, Any]:
 
 
 @in_style
-def accuracy_map_figure(accuracies: Mapping[tuple[int, int], float], size: int, title: str) -> Figure:
-    """The map of test accuracy (%) by frequency, as published: DC in the middle, 50–100 %; gaps stay grey."""
-    figure = Figure(figsize=(4.6, 3.9))
-    image = draw_map(figure.add_subplot(), accuracies, size, title, **ACCURACIES)
-    figure.colorbar(image, label="test accuracy (%)", extend="min")
-    return figure
-
-
-@in_style
-def share_map_figure(shares: Mapping[tuple[int, int], float], size: int, title: str) -> Figure:
-    """The map of what untrained networks see of each frequency: logarithmic, white at 1, as of a random direction."""
-    figure = Figure(figsize=(4.9, 3.9))
-    image = draw_map(figure.add_subplot(), shares, size, title, **SHARES)
-    figure.colorbar(image, label="less than a random direction  ←  1  →  more", extend="both")
+def map_figure(values: Mapping[tuple[int, int], float], size: int, title: str, *, shares: bool = False) -> Figure:
+    """A map by frequency, DC in the middle, gaps grey: test accuracy, 50–100 %, or shares, logarithmic, white at 1."""
+    figure = Figure(figsize=(4.9 if shares else 4.6, 3.9))
+    image = draw_map(figure.add_subplot(), values, size, title, **(SHARES if shares else ACCURACIES))
+    label = "less than a random direction  ←  1  →  more" if shares else "test accuracy (%)"
+    figure.colorbar(image, label=label, extend="both" if shares else "min")
     return figure
 
 
