@@ -128,6 +128,7 @@ def here():
         "LeNet: original → flipped": [column(f"{name}_lenet").mean() for name in ("original", "flip")],
         "VGG-11 (bn): original → flipped": [column(f"{name}_vgg11_bf16")[0] for name in ("original", "flip")],
         "ResNet-18 poisoned at 0, 400, 15 epochs instead of 50": column("poison_resnet18_bf16_15epochs"),
+        "ResNet-18 original, 15 epochs instead of 50": column("original_resnet18_bf16_15epochs"),
         "LeNet poisoned at 0, 10, 30, 100, 200, 400, 800": [*poisoned[:, 0], *poisoned[poisoned[:, 2] == 3, 1]],
     }
 
