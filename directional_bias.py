@@ -108,13 +108,13 @@ def variance_along(
     Returns Σ Δ² over the features of each network, Δ = (h(x + s·v) − h(x − s·v)) / 2s, float64: along each v, (N, n),
     and in the mean along NUM_RANDOM random directions, (N,); to give to `share`, networks one at a time or together.
     """
-    _, num_channels, image_size, _ = shape = directions.shape
-    device, s = directions.device, step * math.sqrt(directions[0].numel())
+    num_channels, image_size, _ = shape = directions[0].shape
+    device, s = directions.device, step * math.sqrt(shape.numel())
 
     def look(number: int) -> torch.Tensor:
         draws = seeding.generator("cpu", seed, "point of prediction", number)
-        point = sigma * torch.randn(shape[1:], generator=draws)
-        others = torch.stack([random_direction(shape[1:], draws) for _ in range(NUM_RANDOM)])
+        point = sigma * torch.randn(shape, generator=draws)
+        others = torch.stack([random_direction(shape, draws) for _ in range(NUM_RANDOM)])
         build = lambda: build_model(arch, num_channels, 1, image_size, pooling)  # noqa: E731
         network, point = draw_network(build, device, seed, "network", number), point.to(device)
         both, estimator = torch.cat([directions, others.to(device)]), estimator_for(network, point)
@@ -224,10 +224,9 @@ def predict(args: Namespace, directions: Directions) -> None:
         names = {"xlabel": keys[0].replace("_", " "), "ylabel": "predicted share"}
         figure = plotting.curve_figure(order, {paper_name(args.arch): values}, title=title, yscale="log", **names)
     plotting.save_figure(figure, args.output / "predicted.png")
-    low = int((values < SETS_IN).sum())
     print(
         f"share of {len(values)} directions, 1 of a random one: {values.min():.3g} to {values.max():.3g}; "
-        f"{low} get less than {SETS_IN:g} ({args.predict} networks, {seconds:.1f} s)\n"
+        f"{(values < SETS_IN).sum()} get less than {SETS_IN:g} ({args.predict} networks, {seconds:.1f} s)\n"
         f"figure: {args.output / 'predicted.png'}\nrows: {args.output / PREDICTION}"
     )
     trained = runs.read_rows(args.output / runs.ROWS, keys)

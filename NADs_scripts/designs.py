@@ -3,8 +3,8 @@
     python NADs_scripts/designs.py              # predicts, if results/designs/predictions.csv is not there
     python NADs_scripts/designs.py --train all  # trains, then holds the predictions against the accuracies
 
-The predictions of the last three, tanh, average_then_max and overlapping, came before their training. Those of
-the others were, too, by the first definition of the share; today's are younger than the trainings. The twelve are
+The predictions of the last three, tanh, average_then_max and overlapping, came before their training. Those of the
+others did, too, by the first definition of the share; today's are younger than the trainings. The twelve are
 trained on the whole map, which is 45 cells: transposes are one experiment for them, mirror images nearly (three were
 trained on both transposes; where there are several, means are compared). The two of torchvision are trained on ten
 cells that had spanned their shares by the first definition; all in bf16, a variant of the recipe.
@@ -122,7 +122,7 @@ def overlapping(num_classes: int) -> nn.Module:
 DESIGNS = [average_pool, strided, blur_pool, no_pooling, one_pool_of_4, patches, skip, batch_norm, gelu]
 DESIGNS += [tanh, average_then_max, overlapping]
 WHOLE = {"LeNet": "lenet"} | {design.__name__: f"NADs_scripts.designs:{design.__name__}" for design in DESIGNS}
-CELLS = {  # of torchvision's networks: ten that spanned their shares by the first definition, see the README
+CELLS = {  # (k_y, k_x) for torchvision's networks: ten that spanned their shares by the first definition
     "regnet_x_400mf": "0,0 -2,-12 -4,0 -6,-2 -6,-14 -8,-12 -10,-10 -12,-8 -14,-12 -16,-4",
     "googlenet": "0,-4 0,-16 -2,-6 -2,-12 -2,-16 -4,-4 -12,-6 -12,-8 -12,-14 -16,-6",
 }

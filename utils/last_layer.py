@@ -28,13 +28,14 @@ def network_rows(
     *,
     estimator: str = "marginal",
     precision: str = "fp32",
+    step: float = 100.0,
     **how: Any,
 ) -> torch.Tensor:
     """The rows whose outer products add up to a network's estimate of the covariance of the gradient at `point`.
 
     sampled: (1, D), the gradient estimate g of the network (N, C, H, W) -> (N, 1) as it is. marginal: (F, D), σ_w·Δ,
-    with the rms of the last layer's weights for σ_w; the network loses that layer. `how` are the options of
-    `central_differences`; along n directions instead of the pixels, n takes the place of D. ValueError if the
+    with the rms of the last layer's weights for σ_w; the network loses that layer. `how` are the other options
+    of `central_differences`; along n directions instead of the pixels, n takes the place of D. ValueError if the
     estimator does not fit the network, or the rows are not finite.
     """
     scale = 1.0
@@ -45,11 +46,11 @@ def network_rows(
         scale = weight_rms(layer)
         network = without(network, layer)
     with precision_mode(precision, point.device):
-        rows = scale * central_differences(network, point, **how)
+        rows = scale * central_differences(network, point, step=step, **how)
     if estimator == "sampled" and len(rows) != 1:
         raise ValueError(f"the network has {len(rows)} outputs: the sampled estimator needs one")
     if not rows.isfinite().all():
-        raise ValueError(f"the differences of a random network are not finite (step {how.get('step', 100):g})")
+        raise ValueError(f"the differences of a random network are not finite (step {step:g})")
     return rows
 
 
