@@ -157,7 +157,7 @@ def check_settings(folder: Path, settings: dict[str, Any]) -> None:
     differing = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
     if differing:
         changes = "; ".join(f"{key} was {before.get(key)!r}, now {now.get(key)!r}" for key in differing)
-        advice = "give the same, or choose another folder"
+        advice = "give the same, choose another folder, or delete this one"
         raise ValueError(f"{folder} holds a run with other settings ({changes}): {advice}")
 
 
