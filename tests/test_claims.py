@@ -164,6 +164,7 @@ def test_the_numbers_in_where_it_differs_are_those_of_the_files():
     assert f"(150: {more:.1f} %), nor a smaller learning rate (0.05: {small:.1f}, 0.02: {smaller:.1f})" in said
     before, own = (tried[name] for name in tried if name.startswith("flipped before") and "--" not in name)
     assert f"normalising ({before:.1f}, by the statistics of the flipped images {own:.1f})" in said
+    assert f"nor the authors' own NADs ({tried['--nads THEIRS/LeNet_NADs.npy']:.1f})" in said
     fitted = column("flip_vgg11_bf16", "train_accuracy")[0]
     apart = column("original_vgg11_bf16")[0] - column("flip_vgg11_bf16")[0]
     assert f"fit it, to {fitted:.2f} %" in said and f"The two are {apart:.2f} points apart" in said
