@@ -28,7 +28,7 @@ import torch
 from scipy import stats
 from tqdm import tqdm
 
-from models import build_model, canonical_name, paper_name
+from models import build_model, canonical_name, identity, paper_name
 from utils import cli, distributed, plotting, runs, seeding
 from utils.directions import canonical_frequency, fourier_map, load_nads, random_direction
 from utils.last_layer import draw_network, estimator_for, network_rows
@@ -122,18 +122,8 @@ def variance_along(
         squares = rows.double().square().sum(0).cpu()
         return torch.cat([squares[:-NUM_RANDOM], squares[-NUM_RANDOM:].mean(0, keepdim=True)])
 
-    along = torch.zeros(num_networks, len(directions) + 1, dtype=torch.float64)
-    mine = distributed.share(range(num_networks))
-    problem = "a network of another rank has no finite differences"
-    for number in tqdm(mine, desc=f"{arch}, untrained networks", disable=distributed.rank() > 0, delay=1):
-        try:
-            along[number] = look(number)
-        except ValueError as error:
-            problem, along[number] = str(error), math.nan  # all ranks must reach the sum
-            break
-    along = distributed.sum_over_ranks(along).numpy()  # each network on one rank, zeros on the others
-    if np.isnan(along).any():
-        raise ValueError(problem)
+    numbers = tqdm(range(num_networks), desc=f"{arch}, untrained networks", disable=distributed.rank() > 0, delay=1)
+    along = torch.stack([look(number) for number in numbers]).numpy()
     return along[:, :-1], along[:, -1]
 
 
@@ -202,20 +192,20 @@ def run(args: Namespace, directions: Directions) -> None:
 @cli.one_line_errors
 def predict(args: Namespace, directions: Directions) -> None:
     """Predict the order of the directions, write it and draw it; compare with what has been trained."""
+    if distributed.rank() > 0:
+        return  # it takes seconds
     start, device = time.monotonic(), distributed.rank_device(args.device)
     runs.announce(f"{args.arch}, untrained networks", args.predict, 0, device, args.output)
     stacked = torch.stack(list(directions.values())).to(device)
     options = {"arch": args.arch, "pooling": not args.no_pooling, "num_networks": args.predict}
-    found = variance_along(stacked, sigma=args.sigma, seed=args.seed, **options)
-    if distributed.rank() > 0:
-        return
-    values = share(*found)
+    values = share(*variance_along(stacked, sigma=args.sigma, seed=args.seed, **options))
     seconds = time.monotonic() - start
     shares = dict(zip(directions, values.tolist(), strict=True))
     args.output.mkdir(parents=True, exist_ok=True)
     keys = KEYS[args.directions]
     rows = [dict(zip(keys, index, strict=True)) | {"share": f"{value:.6g}"} for index, value in shares.items()]
-    runs.write_rows(args.output / PREDICTION, [row | predicted_by(args) for row in rows])
+    by = predicted_by(args) | {"num_networks": args.predict}
+    runs.write_rows(args.output / PREDICTION, [row | by for row in rows])
     title = f"What untrained {title_name(args)} sees"
     if args.directions == "fourier":
         figure = plotting.map_figure(shares, args.image_size, title, shares=True)
@@ -231,8 +221,7 @@ def predict(args: Namespace, directions: Directions) -> None:
     )
     trained = runs.read_rows(args.output / runs.ROWS, keys)
     if trained:
-        accuracies = {index: mean for index, (mean, _, _) in runs.mean_and_spread(trained, keys).items()}
-        compare_prediction(shares, list(accuracies.items()), "trained", args)
+        compare_prediction(shares, list(runs.means(trained, keys).items()), "trained", args)
     if args.published:
         compare_prediction(shares, read_published(args), "published", args)
 
@@ -256,7 +245,7 @@ def compare_prediction(
     found = f"AUC {auc(x, y):.3f}{rule}, Spearman {stats.spearmanr(x, y)[0]:.3f}; {ends}"
     print(f"prediction against {which} accuracies: {counts}; {found}")
     labels = {"xlabel": "predicted share", "ylabel": f"{which} test accuracy (%)", "xscale": "log"}
-    figure = plotting.scatter_figure(x, y, title=title_name(args), **labels)
+    figure = plotting.scatters_figure({title_name(args): (x, y)}, **labels)
     plotting.save_figure(figure, args.output / f"predicted_and_{which}.png")
 
 
@@ -271,7 +260,7 @@ def report(rows: list[dict[str, str]], args: Namespace) -> None:
     folder, family, keys = args.output, args.directions, KEYS[args.directions]
     runs.print_diverged(folder, rows, (*keys, "repetition"), args.max_lr)
     results = runs.mean_and_spread(rows, keys)
-    accuracies = {index: mean for index, (mean, _, _) in results.items()}
+    accuracies = runs.means(rows, keys)
     values, spread, _ = np.array(list(results.values())).T
     what = {"fourier": "Fourier images", "random": "random directions", "nads": "NADs"}[family]
     title = f"What {title_name(args)} learns of D(v),\nv {what}"
@@ -281,16 +270,17 @@ def report(rows: list[dict[str, str]], args: Namespace) -> None:
         label, order = paper_name(args.arch), np.array([index[0] for index in results])
         names = {"xlabel": keys[0].replace("_", " "), "ylabel": "test accuracy (%)", "title": title}
         low = {"ylim": (min(45, values.min() - 2), 102)}
-        figure = plotting.curve_figure(order, {label: values}, spread={label: np.nan_to_num(spread)}, **names, **low)
+        figure = plotting.curve_figure(order, {label: values}, spread=np.nan_to_num(spread), **names, **low)
     plotting.save_figure(figure, folder / "accuracy.png")
-    ends = f"from {values.min():.1f} to {values.max():.1f}"
-    print(f"test accuracy over {len(values)} directions: mean {values.mean():.1f} %, {ends}")
+    ends = f"{values.mean():.1f} %, from {values.min():.1f} to {values.max():.1f}"
+    print(f"test accuracy over {len(values)} directions: mean {ends}")
     if np.isfinite(spread).any():
         print(f"standard deviation over repetitions: {np.nanmean(spread):.2f} points, the mean over directions")
     if args.published:
         compare_with_published(accuracies, args)
     predicted = runs.read_rows(folder / PREDICTION)
     if predicted and predicted_by(args).items() <= predicted[0].items():
+        print(f"of this folder's prediction, by {predicted[0].get('num_networks', 'some')} untrained networks:")
         shares = {tuple(int(row[key]) for key in keys): float(row["share"]) for row in predicted}
         compare_prediction(shares, list(accuracies.items()), "trained", args)
     print(f"figure: {folder / 'accuracy.png'}\nrows: {folder / runs.ROWS}")
@@ -322,7 +312,8 @@ def compare_with_published(accuracies: dict[tuple[int, ...], float], args: Names
     runs.write_rows(args.output / "published.csv", [row | {"mean_absolute_difference": f"{difference:.3f}"}])
     print(f"against {args.published.name}, {summary}")
     labels = {"xlabel": "published test accuracy (%)", "ylabel": "test accuracy here (%)"}
-    figure = plotting.scatter_figure(x, y, title=f"{paper_name(args.arch)}, " + summary.replace(": ", "\n"), **labels)
+    title = f"{paper_name(args.arch)}, " + summary.replace(": ", "\n")
+    figure = plotting.scatters_figure({title: (x, y)}, **labels)
     plotting.save_figure(figure, args.output / "published.png")
 
 
@@ -330,11 +321,11 @@ def settings(args: Namespace) -> dict[str, Any]:
     """What the numbers of a row depend on. Which rows are wanted may change from one command to the next."""
     nads = runs.digest(args.nads.read_bytes()) if args.directions == "nads" else ""
     wanted = ("frequency", "nad_index", "num_random", "seeds", "predict")
-    return runs.settings(args, *wanted, arch=canonical_name(args.arch), nads=nads)
+    return runs.settings(args, *wanted, arch=identity(args.arch), nads=nads)
 
 
 def predicted_by(args: Namespace) -> dict[str, str]:
-    """The settings that a share depends on; a prediction by others is not compared with this run's trainings."""
+    """The settings that an expected share depends on; one by others is not compared with this run's trainings."""
     return {key: str(value) for key, value in (settings(args) | {"step": STEP}).items() if key not in OF_TRAINING}
 
 
@@ -365,9 +356,7 @@ def parse_arguments(argv: list[str] | None) -> Namespace:
     args = parser.parse_args(argv)
 
     belongs = {"frequency": "fourier", "phase": "fourier", "nad_index": "nads", "nads": "nads", "num_random": "random"}
-    for option, family in belongs.items():
-        if vars(args)[option] is not None and args.directions != family:
-            parser.error(f"--{option.replace('_', '-')} belongs to --directions {family}, not {args.directions}")
+    cli.refuse_strays(parser, args, "directions", belongs)
     args.phase, args.num_random = args.phase or "cosine", args.num_random or 16
     args.nad_index = args.nad_index or list(range(0, args.num_channels * args.image_size**2, 50))
     args.sigma = SIGMA[args.directions] if args.sigma is None else args.sigma
@@ -387,11 +376,11 @@ def main(argv: list[str] | None = None) -> None:
     if args.published:
         read_published(args)  # before the work, not after it
     directions = make_directions(args)
-    runs.check_settings(args.output, settings(args))
+    runs.check_settings(args.output, settings(args), OF_TRAINING if args.predict is not None else ())
     model = build_model(args.arch, args.num_channels, 2, args.image_size, not args.no_pooling)
-    num_parameters = sum(parameter.numel() for parameter in model.parameters())
     if args.predict is None:
-        distributed.launch(run, args, directions, device=args.device, num_parameters=num_parameters)
+        many = {"small": distributed.is_small(model, args.device), "items": args.seeds * len(directions)}
+        distributed.launch(run, args, directions, device=args.device, **many)
     else:
         blank = next(iter(directions.values()))
         args.predict = args.predict or NUM_NETWORKS[estimator_for(model.eval(), blank)]

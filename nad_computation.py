@@ -15,7 +15,6 @@ Expect for LeNet a first singular value of 0.19 and a last one of 0.0024 (publis
 networks agree to 0.97 on the first 100 directions.
 """
 
-import json
 import math
 import sys
 import time
@@ -27,7 +26,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from models import build_model, canonical_name, paper_name
+from models import build_model, identity, paper_name
 from utils import cli, distributed, plotting, runs, seeding
 from utils.covariance import GradientSum, NADs, nads_from_covariance
 from utils.last_layer import draw_network, estimator_for, network_rows
@@ -44,14 +43,6 @@ def draw_point(num_channels: int = 1, image_size: int = 32, *, seed: int = 0) ->
     return torch.randn(num_channels, image_size, image_size, generator=seeding.generator("cpu", seed, "point"))
 
 
-def add_network(sums: GradientSum, number: int, point: torch.Tensor, *, arch: str, seed: int, **how: Any) -> None:
-    """Draw network `number`, of one output, and add its rows. `how` are the options of `network_rows`."""
-    num_channels, image_size, _ = point.shape
-    build = lambda: build_model(arch, num_channels, 1, image_size)  # noqa: E731
-    network = draw_network(build, point.device, seed, "network", number)
-    sums.add(number, network_rows(network, point, **how))
-
-
 def compute_nads(
     arch: str = "lenet",
     *,
@@ -63,14 +54,12 @@ def compute_nads(
     seed: int = 0,
     device: torch.device | str = "cpu",
     precision: str = "fp32",
-    chunk_size: int | None = None,
     folder: Path | None = None,
 ) -> tuple[NADs, GradientSum]:
     """The NADs of an architecture for images (C, S, S), D = C·S·S, and the sums over networks that they come from.
 
-    `chunk_size` images are evaluated at once; it changes no result. `folder` keeps the sums, one file for each rank, so
-    that a killed run continues and ranks share the work. ValueError if the estimator does not fit the network, or no
-    gradient is other than zero.
+    `folder` keeps the sums, one file for each rank, so that a killed run continues and ranks share the work. ValueError
+    if the estimator does not fit the network, or no gradient is other than zero.
     """
     num_networks = num_networks or NUM_NETWORKS[estimator]
     point = draw_point(num_channels, image_size, seed=seed).to(device)
@@ -82,11 +71,12 @@ def compute_nads(
         distributed.barrier()  # all have read before one writes
         runs.announce(f"{arch}, networks", num_networks, len(done), point.device, folder)
     saved = time.monotonic()
-    missing = distributed.share([number for number in range(num_networks) if number not in done])
+    missing = distributed.own_part([number for number in range(num_networks) if number not in done])
     bar = tqdm(missing, desc=f"{arch}, networks of rank 0", disable=distributed.rank() > 0, delay=1)
     for number in bar:
-        how = {"estimator": estimator, "step": step, "precision": precision, "chunk_size": chunk_size}
-        add_network(sums, number, point, arch=arch, seed=seed, **how)
+        build = lambda: build_model(arch, num_channels, 1, image_size)  # noqa: E731
+        network = draw_network(build, point.device, seed, "network", number)
+        sums.add(number, network_rows(network, point, estimator=estimator, step=step, precision=precision))
         if folder and (number == missing[-1] or time.monotonic() - saved > runs.CHECKPOINT_SECONDS):
             runs.save_checkpoint(own, sums.state())
             saved = time.monotonic()
@@ -111,10 +101,10 @@ def read_sums(folder: Path, dimension: int, pattern: str = "part-*.pt") -> Gradi
 def run(args: Namespace) -> None:
     """Draw the networks that the run's folder lacks, shared among the ranks; then save and draw the NADs."""
     device = distributed.rank_device(args.device)
-    with runs.open_run(args.run, settings(args), device):
+    with runs.open_run(args.checkpoints, settings(args), device):
         options = ("arch", "estimator", "num_networks", "num_channels", "image_size", "step", "seed", "precision")
         options = {key: vars(args)[key] for key in options}
-        nads, sums = compute_nads(**options, device=device, chunk_size=args.chunk_size, folder=args.run)
+        nads, sums = compute_nads(**options, device=device, folder=args.checkpoints)
         if distributed.rank() == 0:
             report(nads, sums, args)
 
@@ -136,18 +126,18 @@ def report(nads: NADs, sums: GradientSum, args: Namespace) -> None:
     }
     runs.save_json(files[2], description)
     shown = nads.directions[:8].reshape(-1, args.num_channels, args.image_size, args.image_size)
-    plotting.save_figure(plotting.nads_figure({name: shown}, {name: nads.singular_values}), args.run / "nads.png")
+    figure, drawn = plotting.nads_figure({name: shown}, {name: nads.singular_values}), args.checkpoints / "nads.png"
+    plotting.save_figure(figure, drawn)
     print(
         f"{len(sums.numbers)} networks; two halves agree to {agreement:.3f} on the first {k} directions.\n"
-        "All networks together are closer to the truth than that: each half has half of them. NADs of nearly equal\n"
-        "variance rotate freely within the subspace that they span; compare subspaces, not single rows.\n"
-        f"arrays: {files[0]}, {files[1]}\nfigure: {args.run / 'nads.png'}"
+        "NADs of nearly equal variance rotate freely: compare the subspaces that they span, not single rows.\n"
+        f"arrays: {files[0]}, {files[1]}\nfigure: {drawn}"
     )
 
 
 def settings(args: Namespace) -> dict[str, Any]:
     """What a network's rows depend on. How many are wanted may change from one command to the next."""
-    return runs.settings(args, "num_networks", "chunk_size", "run", arch=canonical_name(args.arch))
+    return runs.settings(args, "num_networks", "checkpoints", arch=identity(args.arch))
 
 
 def parse_arguments(argv: list[str] | None) -> Namespace:
@@ -158,17 +148,15 @@ def parse_arguments(argv: list[str] | None) -> Namespace:
     group.add_argument("--estimator", choices=NUM_NETWORKS, default="marginal", help="sampled is the paper's protocol")
     group.add_argument("--num-networks", type=cli.positive_int, help="(default: 1,000 marginal or 10,000 sampled)")
     group.add_argument("--step", type=cli.positive, default=STEP, help="s of the central differences")
-    group.add_argument("--chunk-size", type=cli.positive_int, help="images evaluated at once (default: by the device)")
     cli.add_run_arguments(parser, output_help="folder for the arrays (default: that of the checkpoints)")
-    # not --run, which torchrun takes for an abbreviation of one of its own
     where = "folder for the checkpoints and the figures (default: --output, or runs/nads/ARCH-ESTIMATOR)"
-    parser.add_argument("--checkpoints", dest="run", metavar="FOLDER", type=Path, help=where)
+    parser.add_argument("--checkpoints", type=Path, help=where)
     args = parser.parse_args(argv)
     args.num_networks = args.num_networks or NUM_NETWORKS[args.estimator]
     if args.estimator == "sampled" and args.num_networks < 2:
         parser.error(f"--num-networks {args.num_networks} has no covariance: sample two networks or more")
-    args.run = args.run or args.output or Path("runs/nads") / f"{paper_name(args.arch)}-{args.estimator}"
-    args.output = args.output or args.run
+    args.checkpoints = args.checkpoints or args.output or Path(f"runs/nads/{paper_name(args.arch)}-{args.estimator}")
+    args.output = args.output or args.checkpoints
     return args
 
 
@@ -181,24 +169,27 @@ def main(argv: list[str] | None = None) -> None:
     blank = torch.zeros(args.num_channels, args.image_size, args.image_size)
     if args.estimator == "marginal" and estimator_for(model.eval(), blank) == "sampled":
         raise ValueError(f"{args.arch} does not end in a linear layer of its own: use --estimator sampled")
-    runs.check_settings(args.run, settings(args))
-    done = read_sums(args.run, blank.numel()).numbers
+    runs.check_settings(args.checkpoints, settings(args))
+    done = read_sums(args.checkpoints, blank.numel()).numbers
     if done and max(done) >= args.num_networks:
-        raise ValueError(f"{args.run} has networks up to number {max(done)}: ask for {max(done) + 1} or more")
+        raise ValueError(f"{args.checkpoints} has networks up to number {max(done)}: ask for {max(done) + 1} or more")
     described = args.output / f"{paper_name(args.arch)}_NADs.json"
-    if described.exists() and json.loads(described.read_text())["num_networks"] > args.num_networks:
-        raise ValueError(f"{described} is of more than {args.num_networks} networks: choose another --output")
-    num_parameters = sum(parameter.numel() for parameter in model.parameters())
-    distributed.launch(run, args, device=args.device, num_parameters=num_parameters)
+    if described.exists():  # to be replaced by no fewer networks of the same settings, on a device of any kind
+        before = runs.read_json(described, "num_networks", *settings(args))
+        fewer = min(args.num_networks, before["num_networks"])
+        runs.refuse_changes(described, before, settings(args) | {"num_networks": fewer, "device": before["device"]})
+    small = distributed.is_small(model, args.device)
+    distributed.launch(run, args, device=args.device, small=small, items=args.num_networks)
 
 
 def regenerate(arch: str, *options: str) -> None:
     """Compute an architecture's arrays in NADs/ with these options, then those of the command line.
 
-    The checkpoints go to runs/ beside it.
+    The checkpoints go to runs/ beside it; to the --output, if one is given.
     """
-    checkpoints = ROOT / "runs" / "nads" / paper_name(arch)
-    places = ["--output", str(ROOT / "NADs"), "--checkpoints", str(checkpoints)]
+    places = ["--output", str(ROOT / "NADs"), "--checkpoints", str(ROOT / "runs" / "nads" / paper_name(arch))]
+    if any(argument.split("=")[0] == "--output" for argument in sys.argv[1:]):
+        places = []
     main(["--arch", arch, *places, *options, *sys.argv[1:]])
 
 

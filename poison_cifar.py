@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from models import build_model, canonical_name, paper_name
+from models import build_model, identity, paper_name
 from utils import cifar, cli, distributed, plotting, runs, seeding
 from utils.directions import load_nads
 from utils.training import train
@@ -212,7 +212,7 @@ def report(rows: list[dict[str, str]], args: Namespace) -> None:
         mean, spread, _ = np.array(list(results.values())).T
         axes = {"xlabel": "NAD index of the carrier", "ylabel": "clean test accuracy (%)", "ylim": (0, 100)}
         axes["title"] = f"{name}, trained on poisoned images"
-        figure = plotting.curve_figure(indices, {name: mean}, spread={name: np.nan_to_num(spread)}, **axes)
+        figure = plotting.curve_figure(indices, {name: mean}, spread=np.nan_to_num(spread), **axes)
         plotting.save_figure(figure, folder / "accuracy.png")
         print(f"figure: {folder / 'accuracy.png'}")
     print(f"rows: {folder / runs.ROWS}; history, curves, images and weights of each training beside it")
@@ -221,17 +221,8 @@ def report(rows: list[dict[str, str]], args: Namespace) -> None:
 def settings(args: Namespace) -> dict[str, Any]:
     """What the numbers of a row depend on. Which rows are wanted may change from one command to the next."""
     nads = "" if args.transform == "none" else runs.digest(args.nads.read_bytes())
-    derived = {"arch": canonical_name(args.arch), "nads": nads, "data": str(args.data.resolve())}
-    return runs.settings(args, "nad_index", "seeds", "download", "plan", **derived)
-
-
-def print_plan(args: Namespace) -> None:
-    """The table class -> carrier for each index."""
-    print("nad_index  class  NAD  channel  sign")
-    for index in args.nad_index:
-        for label in range(NUM_CLASSES):
-            nad, channel, sign = carrier(label, index)
-            print(f"{index:9d} {label:6d} {nad:4d}  {('red', 'green', 'blue')[channel]:7s}  {sign:+d}")
+    derived = {"arch": identity(args.arch), "nads": nads, "data": str(args.data.resolve())}
+    return runs.settings(args, "nad_index", "seeds", "download", **derived)
 
 
 def parse_arguments(argv: list[str] | None) -> Namespace:
@@ -242,16 +233,16 @@ def parse_arguments(argv: list[str] | None) -> Namespace:
     group.add_argument("--data", type=Path, default=Path("data"), help="folder of CIFAR-10, or with train/ and test/")
     group.add_argument("--download", action="store_true", help="fetch CIFAR-10 into that folder")
     group.add_argument("--transform", choices=KEYS, default="poison", help="of the images")
-    group.add_argument("--nad-index", type=cli.index_list, default="0", help="i of the carriers, 0,5,10 or 0:1001:100")
+    group.add_argument("--nad-index", type=cli.index_list, help="i of the carriers, 0,5,10 or 0:1001:100 (default: 0)")
     group.add_argument("--nads", type=Path, help="file of NADs (default: the architecture's in NADs/)")
-    group.add_argument("--epsilon", type=cli.positive, default=EPSILON, help="size of the carriers")
-    group.add_argument("--plan", action="store_true", help="print the carriers of the classes and stop")
+    group.add_argument("--epsilon", type=cli.positive, help=f"size of the carriers (default: {EPSILON})")
     cli.add_recipe_arguments(parser, RECIPE)
     cli.add_run_arguments(parser, output_help="folder of the run (default: runs/poison_cifar/ARCH-TRANSFORM)")
     parser.add_argument("--seeds", type=cli.positive_int, default=1, help="repetitions of each training")
     args = parser.parse_args(argv)
-    if args.plan and args.transform != "poison":
-        parser.error(f"--plan shows the carriers of --transform poison; {args.transform} has none")
+    belongs = {"nad_index": "poison", "epsilon": "poison", "nads": "poison flip"}
+    cli.refuse_strays(parser, args, "transform", belongs)
+    args.nad_index, args.epsilon = args.nad_index or [0], args.epsilon or EPSILON
     args.nads = args.nads or ROOT / "NADs" / f"{paper_name(args.arch)}_NADs.npy"
     args.output = args.output or Path("runs/poison_cifar") / f"{paper_name(args.arch)}-{args.transform}"
     return args
@@ -266,12 +257,11 @@ def main(argv: list[str] | None = None) -> None:
     if args.transform == "poison" and max(args.nad_index) + 1 >= len(nads):
         largest = f"{len(nads) - 2}, as classes 6 and up take the next one"
         raise ValueError(f"NAD index {max(args.nad_index)} is too large: expected 0 to {largest}")
-    if args.plan:
-        return print_plan(args)
     runs.check_settings(args.output, settings(args))
     model = build_model(args.arch, 3, NUM_CLASSES)
-    num_parameters = sum(parameter.numel() for parameter in model.parameters())
-    distributed.launch(run, args, nads, device=args.device, num_parameters=num_parameters)
+    items = args.seeds * (len(args.nad_index) if args.transform == "poison" else 1)
+    small = distributed.is_small(model, args.device)
+    distributed.launch(run, args, nads, device=args.device, small=small, items=items)
 
 
 if __name__ == "__main__":

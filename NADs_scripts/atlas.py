@@ -21,12 +21,11 @@ from scipy.cluster import hierarchy
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from directional_bias import ROOT, SETS_IN, STEP, share, variance_along
-from models import build_model, canonical_name, paper_name
+from models import ARCHITECTURES, build_model, canonical_name, paper_name
 from utils import cli, distributed, plotting, runs
 from utils.directions import fourier_map, frequency_grid, load_array
 from utils.last_layer import estimator_for
 
-PAPER = ("logreg", "lenet", "vgg11", "resnet18", "densenet121")
 IMAGE_SIZES = (32, 64, 96)
 SMALL_MODEL = 5_000_000  # parameters; networks of smaller ones differ more from each other, and cost less
 PARTS = (slice(None), slice(0, None, 2), slice(1, None, 2))  # all networks, the even and the odd ones
@@ -44,7 +43,7 @@ def architectures() -> dict[str, str]:
 
     names = models.list_models(module=models)
     families = {f"torchvision:{name}": models.get_model_builder(name).__module__.split(".")[-1] for name in names}
-    return dict.fromkeys(PAPER, "paper") | families
+    return dict.fromkeys(ARCHITECTURES, "paper") | families
 
 
 def predict_map(arch: str, device: torch.device) -> dict:
@@ -116,11 +115,11 @@ def run(args: Namespace) -> None:
         missing = [arch for arch, file in files.items() if not file.exists()]
         distributed.barrier()  # all have read before one writes
         runs.announce("architectures", len(files), len(files) - len(missing), device, folder)
-        for arch in missing:
+        for arch in distributed.own_part(missing):
             found = predict_map(arch, device)
-            if distributed.rank() == 0:
-                runs.save_json(files[arch], found)
-                print(f"{arch}: {found.get('why_not', 'done')}", flush=True)
+            runs.save_json(files[arch], found)
+            print(f"{arch}: {found.get('why_not', 'done')}", flush=True)
+        distributed.barrier()
         if distributed.rank() == 0:
             report(families, {arch: json.loads(file.read_text()) for arch, file in files.items()}, args.output)
 
@@ -128,6 +127,8 @@ def run(args: Namespace) -> None:
 @cli.one_line_errors
 def compare(args: Namespace) -> None:
     """Name the architectures of the atlas whose maps differ least, by the rms of log₂ of the ratio of shares."""
+    if distributed.rank() > 0:
+        return
     folder, arch = args.output, args.arch
     names = [row["architecture"] for row in runs.read_rows(folder / "atlas.csv") if not row.get("why_not")]
     logs = np.log2(load_array(folder / "maps.npy"))
@@ -138,8 +139,6 @@ def compare(args: Namespace) -> None:
     found = predict_map(arch, distributed.rank_device(args.device))
     if "shares" not in found:
         raise ValueError(f"{arch} has no map: {found['why_not']}")
-    if distributed.rank() > 0:
-        return
     distances = np.sqrt(np.mean((logs - log_map(found)) ** 2, axis=(1, 2)))
     for index in [index for index in np.argsort(distances) if names[index] != arch][:5]:
         print(f"{names[index]}: its shares differ by a factor of {2 ** distances[index]:.2f} (rms)")
@@ -176,7 +175,7 @@ def report(families: dict[str, str], found: dict[str, dict], folder: Path) -> No
 
 @cli.one_line_errors
 def main(argv: list[str] | None = None) -> None:
-    """Parse the command line and share the networks among the ranks."""
+    """Parse the command line and share the architectures among the ranks."""
     parser = cli.ArgumentParser(__doc__)
     parser.add_argument("--output", type=Path, default=ROOT / "results" / "atlas", help="folder of the atlas")
     parser.add_argument("--arch", help=f"look at this one only, and name the nearest: {cli.ARCH_HELP}")

@@ -75,10 +75,8 @@ def main(argv: list[str] | None = None) -> None:
         row |= {name: f"{value:.4f}" for name, value in found.items()}
         last = min(len(a.singular_values), len(b.singular_values)) - 1  # the authors' spectra lack one
         row |= {"first": f"{a.singular_values[0]:.5g}", "last": f"{a.singular_values[last]:.5g}"}
-        print(f"correlation of log variances along B: {row['log_variances']}")
-        print(f"median ratio of singular values:      {found['median_ratio']:.3f}")
-        print(f"range of these ratios:                {ratios.min():.3f} to {ratios.max():.3f}")
-        print(f"first and last singular value of A:   {row['first']}, {row['last']}")
+        print(f"correlation of log variances: {row['log_variances']}; singular values: {row['first']} to {row['last']}")
+        print(f"by those of B: median {found['median_ratio']:.3f}, from {ratios.min():.3f} to {ratios.max():.3f}")
     if args.table:
         runs.append_row(args.table, row)
 

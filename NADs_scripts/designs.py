@@ -27,7 +27,7 @@ from directional_bias import KEYS, LEARNT, ROOT, UNLEARNT, auc, limits, share, v
 from utils import cli, plotting, runs
 from utils.directions import canonical_frequency, fourier_map
 
-RUNS = Path("runs/designs")
+RUNS = ROOT / "runs" / "designs"
 FREQUENCY = KEYS["fourier"]
 NUM_NETWORKS = 8  # untrained ones for each prediction
 

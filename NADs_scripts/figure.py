@@ -8,12 +8,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from models import paper_name
+from models import ARCHITECTURES, paper_name
 from nad_computation import ROOT
 from utils import cli, plotting
 from utils.directions import load_nads
-
-ARCHITECTURES = ("logreg", "lenet", "vgg11", "resnet18", "densenet121")
 
 
 @cli.one_line_errors

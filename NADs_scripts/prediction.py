@@ -43,7 +43,7 @@ def measured_map(arch: str, pooling: bool) -> dict[tuple[int, ...], float]:
     name = f"directional_bias_{arch}{'' if pooling else '_nopooling'}"
     files = [ROOT / "results" / f"{name}{precision}.csv" for precision in ("", "_bf16")]
     rows = [row for file in files for row in runs.read_rows(file, FREQUENCY)]
-    return {index: mean for index, (mean, _, _) in runs.mean_and_spread(rows, FREQUENCY).items()}
+    return runs.means(rows, FREQUENCY)
 
 
 def ranking(shares: dict, accuracies: dict, which: str) -> dict[str, str]:
@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None) -> None:
         found = np.stack([kept(folder, arch, pooling, seed, num_networks, directions) for seed in seeds])
         best = share(*np.split(found.reshape(-1, len(images) + 1), [-1], 1))
         accuracies, published = measured_map(arch, pooling), {}
-        if args.published and pooling and arch in runs.published_rows(args.published)[0]:
+        if args.published and pooling and any(arch in row for row in runs.published_rows(args.published)):
             rows = runs.read_published(args.published, FREQUENCY, arch)
             published = {canonical_frequency(*index): accuracy for index, accuracy in rows}
         name = paper_name(arch) + ("" if pooling else " without pooling")

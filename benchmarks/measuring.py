@@ -28,8 +28,7 @@ PLAIN_PIXELS = {"densenet121": 128}  # all 1,024 with their graph take some 50 G
 
 def how_many_at_once(arch: str, device: torch.device) -> int:
     """The processes that the scripts start for a network: one on each core for a small one (`distributed.launch`)."""
-    size = sum(parameter.numel() for parameter in build_model(arch, 1, 1).parameters())
-    return distributed.num_cores() if device.type == "cpu" and size < distributed.SMALL_MODEL else 1
+    return distributed.num_cores() if distributed.is_small(build_model(arch, 1, 1), device) else 1
 
 
 def in_processes(number: int, function: Callable[..., Any], *args: Any) -> list[Any]:

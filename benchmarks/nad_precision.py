@@ -46,6 +46,7 @@ def differences(arch: str, point: torch.Tensor, precision: str) -> torch.Tensor:
     return central_differences(trunk, point).double()
 
 
+@cli.one_line_errors
 def main(argv: list[str] | None = None) -> None:
     """Measure and print a table."""
     parser = cli.ArgumentParser(__doc__)

@@ -3,8 +3,8 @@
 #     bash benchmarks/on_gpu.sh RESULTS STATE [DATA]
 # The same command again continues, until it says "all done". STATE keeps rows, checkpoints and what is done; RESULTS
 # gets each step's output, its seconds, and the small files. DATA is CIFAR-10's folder, or one of images; without it
-# those steps are skipped. From the environment: PYTHON, the interpreter; LIMIT, seconds of a call; OPTIONS of all
-# scripts, like "--precision bf16" or "--device cpu"; SMALL=1, tiny sizes, to try it: these in folders of their own.
+# those steps are skipped. From the environment: PYTHON, the interpreter; LIMIT, seconds of a call; OPTIONS of the
+# runs, like "--precision bf16" or "--device cpu"; SMALL=1, tiny sizes, to try it: these in folders of their own.
 set -u
 trap 'kill ${!:-}; exit 130' INT TERM
 export TQDM_MININTERVAL=10 # seconds: the output goes to files

@@ -47,11 +47,6 @@ def on_map(values: dict[tuple[int, int], float], digits: int = 6) -> str:
     return " ".join("-" if value is None else f"{value:.{digits}g}" for value in cells)
 
 
-def means(rows: list[dict[str, str]], *keys: str) -> dict:
-    """Test accuracy by the rows' keys."""
-    return {index: mean for index, (mean, _, _) in runs.mean_and_spread(rows, keys).items()}
-
-
 def by_network(path: Path) -> dict[str, list[dict[str, str]]]:
     """The rows of a table by its column “network”."""
     rows = runs.read_rows(path)
@@ -93,12 +88,12 @@ def add_measured(entries: dict[str, dict], results: Path) -> None:
             arch, no_pooling, sigma, bf16 = match.groups()
             published = runs.read_rows(path.with_name(f"{path.stem}_published.csv"))
             entry = by_id.get(f"{arch}-without-pooling" if no_pooling else arch)
-            cells = means(runs.read_rows(path, FREQUENCY), *FREQUENCY)
+            cells = runs.means(runs.read_rows(path, FREQUENCY), FREQUENCY)
             # The paper's map is at σ = 3 with pooling; its ablation fits σ = 1.
             of_paper = bool(no_pooling) == bool(sigma)
             sources.append((entry, cells, sigma or f"{SIGMA['fourier']:g}", bf16, path.name, published, of_paper))
     for name, rows in by_network(results / "designs" / "accuracies.csv").items():
-        cells = designs.unfolded(designs.folded(means(rows, *FREQUENCY)))
+        cells = designs.unfolded(designs.folded(runs.means(rows, FREQUENCY)))
         file = "designs/accuracies.csv"
         sources.append((entries.get(name), cells, f"{SIGMA['fourier']:g}", True, file, [], False))
     for entry, cells, sigma, bf16, file, published, of_paper in sources:
@@ -133,7 +128,7 @@ def nads(results: Path) -> dict[str, dict]:
         curves = []
         for kind, label in CURVES.items():
             name = f"nad_accuracies_{about['arch']}{kind}.csv"
-            accuracies = means(runs.read_rows(results / name), "nad_index")
+            accuracies = runs.means(runs.read_rows(results / name), ["nad_index"])
             points = [[index, f"{accuracy:.6g}"] for (index,), accuracy in accuracies.items()]
             curves += [{"label": label, "file": name, "points": points}] if points else []
         trained = trainings(results, about["arch"])

@@ -1,5 +1,11 @@
 """The paper's architectures, as plain modules, and a registry that builds them by name."""
 
-from models.registry import DenseNet121, LeNet, LogReg, ResNet18, VGG11_bn, build_model, canonical_name, paper_name
+from models.densenet import DenseNet121
+from models.lenet import LeNet
+from models.logreg import LogReg
+from models.registry import ARCHITECTURES, build_model, canonical_name, identity, paper_name
+from models.resnet import ResNet18
+from models.vgg import VGG11_bn
 
-__all__ = ["DenseNet121", "LeNet", "LogReg", "ResNet18", "VGG11_bn", "build_model", "canonical_name", "paper_name"]
+__all__ = ["DenseNet121", "LeNet", "LogReg", "ResNet18", "VGG11_bn"]
+__all__ += ["ARCHITECTURES", "build_model", "canonical_name", "identity", "paper_name"]

@@ -1,6 +1,7 @@
 """Names to architectures: the paper's, torchvision's and the user's own."""
 
 import difflib
+import hashlib
 import importlib
 import inspect
 import os
@@ -9,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -52,6 +54,16 @@ def paper_name(arch: str) -> str:
     """Return the name for titles and files: "ResNet18", or for the other forms "torchvision-resnet50"."""
     key = canonical_name(arch)
     return PAPER_NAMES.get(key, re.sub(r"[^\w.]+", "-", key))
+
+
+def identity(arch: str) -> str:
+    """The canonical name, of a `package.module:factory` with a digest of its file: edited, it is another network."""
+    arch = canonical_name(arch)
+    if ":" not in arch or arch.startswith("torchvision:"):
+        return arch
+    _import_factory(arch)
+    source = Path(sys.modules[arch.partition(":")[0]].__file__).read_bytes()
+    return f"{arch} ({hashlib.blake2b(source, digest_size=4).hexdigest()})"
 
 
 def build_model(

@@ -104,7 +104,7 @@ def test_designs_script_reports_what_is_in_results(tmp_path, monkeypatch, capsys
     for name in ("predictions.csv", "accuracies.csv"):
         (tmp_path / name).write_bytes((designs.ROOT / "results" / "designs" / name).read_bytes())
     before = (tmp_path / "accuracies.csv").read_text()
-    monkeypatch.chdir(tmp_path)  # without runs of its own
+    monkeypatch.setattr(designs, "RUNS", tmp_path)  # without trainings
     designs.main(["--output", str(tmp_path)])
     assert "auc_share" in capsys.readouterr().out
     assert (tmp_path / "accuracies.csv").read_text() == before

@@ -25,6 +25,11 @@ def sum_of(networks, numbers=None):
     return total
 
 
+def test_covariances_that_do_not_fit_are_one_line():
+    with pytest.raises(MemoryError, match="no room on cpu for the covariances of 10000000 pixels: 1600000 GB"):
+        GradientSum(10**7)
+
+
 def covariance_of(basis, variances):
     return torch.from_numpy(basis.T @ (np.asarray(variances)[:, None] * basis))
 

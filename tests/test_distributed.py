@@ -48,6 +48,16 @@ def test_a_gpu_that_is_used_or_not_wanted_is_passed_over_and_so_is_what_rank_0_s
     assert said(capsys, monkeypatch, device, **options) == ""
 
 
+def test_no_more_ranks_are_started_than_there_is_work_for(monkeypatch):
+    monkeypatch.setattr(distributed.mp, "spawn", lambda *_, nprocs, **__: started.append(nprocs))
+    monkeypatch.setattr(distributed, "num_cores", lambda: 4)
+    monkeypatch.setattr(torch, "set_num_threads", lambda number: started.append(f"{number} threads"))
+    started = []
+    for small, items in [(True, None), (True, 9), (True, 3), (True, 1), (False, 9)]:
+        distributed.launch(lambda: None, device=torch.device("cpu"), small=small, items=items)
+    assert started == [4, 4, 3, "1 threads", "4 threads"]
+
+
 def test_rank_0_says_it_for_all(capsys, monkeypatch):
     assert "cannot use this GPU" in said(capsys, monkeypatch, rank="0")
 

@@ -20,9 +20,10 @@ import directional_bias
 import poison_cifar
 from directional_bias import variance_along
 from models import build_model
-from nad_computation import add_network, compute_nads, draw_point
+from nad_computation import compute_nads, draw_point
 from utils import cifar, plotting, runs
 from utils.covariance import GradientSum, nads_from_covariance
+from utils.last_layer import draw_network, network_rows
 
 GPU = torch.device("cuda", 0)
 PLAIN = "tests.tiny_networks:plain"
@@ -144,7 +145,8 @@ def test_a_run_of_experiment_1(no_backward, no_files):
 @pytest.mark.parametrize("estimator", ["marginal", "sampled"])
 def test_a_network_its_rows_and_their_sum(estimator):
     point, sums = draw_point(1, 8).to(GPU), GradientSum(64, GPU)
-    add_network(sums, 0, point, arch=PLAIN, seed=0, estimator=estimator)
+    network = draw_network(lambda: build_model(PLAIN, 1, 1, 8), GPU, 0)
+    sums.add(0, network_rows(network, point, estimator=estimator))
     assert on_gpu(sums.outer, sums.rows)
     whole = GradientSum(64)
     whole.merge(sums)

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from models import DenseNet121, LeNet, LogReg, ResNet18, VGG11_bn, build_model, canonical_name, paper_name
+from models import DenseNet121, LeNet, LogReg, ResNet18, VGG11_bn, build_model, canonical_name, identity, paper_name
 from models.densenet import Bottleneck, Transition
 from models.registry import ARCHITECTURES
 
@@ -205,6 +205,15 @@ def test_names_become_parts_of_a_path():
     assert paper_name("torchvision:resnet18") == "torchvision-resnet18"
     assert paper_name("my.nets:Net_2") == "my.nets-Net_2"
     assert [canonical_name(paper_name(arch)) for arch in ARCHITECTURES] == list(ARCHITECTURES)
+
+
+def test_an_edited_network_is_another(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.path", [*sys.path, str(tmp_path)])
+    (tmp_path / "edited_net.py").write_text("net = print")
+    before, again = identity("edited_net:net"), identity("edited_net:net")
+    (tmp_path / "edited_net.py").write_text("net = print  # edited")
+    assert before == again != identity("edited_net:net") and before.startswith("edited_net:net (")
+    assert [identity(arch) for arch in ("ResNet-18", "torchvision:vgg11")] == ["resnet18", "torchvision:vgg11"]
 
 
 @pytest.mark.parametrize(

@@ -38,11 +38,11 @@ def test_a_prediction_stands_above_what_was_measured_and_published(tmp_path, pub
 @pytest.mark.parametrize("scale", ["linear", "log"])
 def test_curves_and_points_are_drawn(tmp_path, scale):
     x, y = np.arange(1.0, 4), np.array([60.0, 80, 70])
-    names = {"xlabel": "x", "ylabel": "y", "title": "t"}
-    curve = plotting.curve_figure(x, {"a": y, "b": y + 1}, spread={"a": y / 10}, yscale=scale, **names)
+    names = {"xlabel": "x", "ylabel": "y"}
+    curve = plotting.curve_figure(x, {"a": y, "b": y + 1}, spread=y / 10, yscale=scale, title="t", **names)
     assert len(curve.axes[0].lines) == 2 and curve.axes[0].get_legend()
     assert all(tick.is_integer() for tick in curve.axes[0].get_xticks())
     plotting.save_figure(curve, tmp_path / "curve.png")
-    points = plotting.scatter_figure(x, y, xscale=scale, **names)
+    points = plotting.scatters_figure({"t": (x, y)}, xscale=scale, **names)
     assert len(points.axes[0].lines) == (scale == "linear")  # the line of equality
     plotting.save_figure(points, tmp_path / "points.png")

@@ -130,8 +130,12 @@ def test_a_prediction_comes_before_beside_or_after_a_training(tmp_path, capsys, 
     with runs.open_run(tmp_path, settings, torch.device("cpu")):
         start(tmp_path, "--predict")
     assert said in capsys.readouterr().out.split("\n") and "AUC 0." in said and rows(tmp_path) == trained
+    start(tmp_path, "--predict", "--precision", "bf16", "--max-lr", 0.1)  # of which no share depends
+    assert said in capsys.readouterr().out
     message = refusal(capsys, main, *SMALL, TINY, "--sigma", 2, "--predict", "--output", tmp_path)
     assert "sigma was 3.0, now 2.0" in message
+    start(tmp_path)
+    assert "of this folder's prediction, by 4 untrained networks:" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("other", ["--seed 1", "--sigma 2", "--phase sine", "--directions random --sigma 3"])
@@ -154,7 +158,7 @@ def test_shares_rank_accuracies_beside_the_lower_frequency(tmp_path, capsys):
     assert "0 of 4 above 75 %, 4 at 55 % and below, so there is nothing to rank" in capsys.readouterr().out
 
 
-def test_two_ranks_share_the_networks_and_give_the_shares_of_one(tmp_path):
+def test_of_two_ranks_the_first_predicts_alone_and_as_one_does(tmp_path):
     options = [*SMALL, TINY, "--predict", 3, "--output", "two"]
     out, _ = run_on_ranks("directional_bias", *options, folder=tmp_path)
     assert "ranks: 2" in out and out.count("figure: ") == 1

@@ -53,12 +53,14 @@ def enter(folder, settings=None):
         return json.loads((folder / "config.json").read_text())
 
 
-def test_a_new_run_keeps_its_settings_the_commit_the_versions_and_the_devices_name(tmp_path):
+def test_a_new_run_keeps_its_settings_the_commit_the_versions_and_the_devices_name(tmp_path, monkeypatch):
     config = enter(tmp_path / "a" / "b", {"sigma": 3.0, "arch": "lenet"})
     assert config["settings"] == {"sigma": 3.0, "arch": "lenet"}
     found = config["environment"]
     head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=runs.__file__[:-8])
     assert found["commit"] == (head.stdout.strip() or None)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert runs.environment(CPU)["commit"] is None  # a machine without git
     assert found["torch"] == torch.__version__ and found["device"] == runs.device_name(CPU) and found["device"]
     assert found.keys() >= {"python", "numpy", "threads", "ranks", "command"}
 
@@ -89,7 +91,7 @@ def test_other_settings_are_refused_naming_each_that_differs(tmp_path):
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", "null"])
 def test_a_broken_configuration_is_refused_in_one_line(tmp_path, content):
     (tmp_path / "config.json").write_text(content)
-    message = r"^\S*config.json cannot be read: delete the folder, or choose another$"
+    message = r"^\S*config.json cannot be read: delete it, or choose another folder$"
     with pytest.raises(ValueError, match=message):
         enter(tmp_path)
 

@@ -128,6 +128,14 @@ def add_run_arguments(parser: argparse.ArgumentParser, *, output_help: str) -> N
     group.add_argument("--output", type=Path, help=output_help)
 
 
+def refuse_strays(parser: ArgumentParser, args: argparse.Namespace, chosen: str, belongs: Mapping[str, str]) -> None:
+    """Refuse options that do nothing: each `belongs` to values of the option `chosen`, and has no default."""
+    for option, values in belongs.items():
+        if vars(args)[option] is not None and vars(args)[chosen] not in values.split():
+            expected = f"--{chosen} {values.replace(' ', ' or ')}, not {vars(args)[chosen]}"
+            parser.error(f"--{option.replace('_', '-')} belongs to {expected}")
+
+
 def check_precision(args: argparse.Namespace) -> None:
     """Refuse a precision that the device lacks before any work starts."""
     with precision_mode(args.precision, args.device):

@@ -13,11 +13,15 @@ class GradientSum:
     """Streaming sums over networks, in float64: Σ Gᵀ G and Σ g over the rows G (R, D) that each contributes.
 
     Even and odd networks are summed apart, to see how two halves agree. Sums over parts of the networks add up to
-    those of the whole.
+    those of the whole. MemoryError if they do not fit the device.
     """
 
     def __init__(self, dimension: int, device: torch.device | str = "cpu") -> None:
-        self.outer = torch.zeros(2, dimension, dimension, dtype=torch.float64, device=device)
+        try:
+            self.outer = torch.zeros(2, dimension, dimension, dtype=torch.float64, device=device)
+        except RuntimeError:
+            size = f"{16 * dimension**2 / 1e9:.0f} GB"
+            raise MemoryError(f"no room on {device} for the covariances of {dimension} pixels: {size}") from None
         self.rows = torch.zeros(2, dimension, dtype=torch.float64, device=device)
         self.numbers: set[int] = set()  # of the networks
 

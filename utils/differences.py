@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 Features = Callable[[torch.Tensor], torch.Tensor]  # images (N, C, H, W) -> (N, F)
 
-CHUNK_SIZE = {"cpu": 64, "cuda": 1024}  # images evaluated at once: a CPU's caches like no more
+CHUNK_SIZE = {"cpu": 64, "cuda": 1024}  # images of 32×32 evaluated at once: a CPU's caches like no more
 PATIENCE = 30.0  # seconds after which the differences of one network are shown as they are done
 
 
@@ -25,10 +25,11 @@ def central_differences(
 
     Without directions they are the pixels e_i, D = C·H·W. Returns (F, n), for the pixels (F, D), where row f
     is the gradient estimate of feature f. `chunk_size` images are evaluated at once, two for each direction; by the
-    device if None. It changes no result.
+    device and the image's size if None. It changes no result, but for rounding.
     """
     numbers = torch.arange(point.numel() if directions is None else len(directions), device=point.device)
-    chunks = numbers.split(max(1, (chunk_size or CHUNK_SIZE[point.device.type]) // 2))
+    chunk_size = chunk_size or CHUNK_SIZE[point.device.type] * 32**2 // point[0].numel()
+    chunks = numbers.split(max(1, chunk_size // 2))
     differences = []
     for chunk in tqdm(chunks, desc="differences", unit="chunk", leave=False, delay=PATIENCE):
         along = one_hot(chunk, point.numel()).view(-1, *point.shape) if directions is None else directions[chunk]

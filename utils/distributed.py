@@ -11,14 +11,13 @@ import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 import torch
 from torch import distributed as dist
 from torch import multiprocessing as mp
+from torch import nn
 from tqdm import tqdm
-
-Item = TypeVar("Item")
 
 PARENT = os.getppid()  # as early as can be: it changes when the parent dies
 SMALL_MODEL = 2_000_000  # parameters; LeNet has 0.06 million, DenseNet-121 7 million
@@ -34,29 +33,16 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def share(items: Sequence[Item]) -> Sequence[Item]:
+def own_part(items: Sequence[Any]) -> Sequence[Any]:
     """This rank's part of the items: every world_size-th."""
     return items[rank() :: world_size()]
 
 
 def barrier() -> None:
-    """Wait until all ranks are here."""
-    if dist.is_initialized():
-        _end_if_a_rank_is_lost(dist.barrier)
-
-
-def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
-    """The sum of the ranks' CPU tensors, on all of them."""
-    if dist.is_initialized():
-        tensor = tensor.clone()
-        _end_if_a_rank_is_lost(dist.all_reduce, tensor)
-    return tensor
-
-
-def _end_if_a_rank_is_lost(wait: Callable[..., Any], *args: Any) -> None:
-    """Wait for the others; a rank whose peers are gone ends: the first one said why."""
+    """Wait until all ranks are here; a rank whose peers are gone ends: the first one said why."""
     try:
-        wait(*args)
+        if dist.is_initialized():
+            dist.barrier()
     except RuntimeError:
         if "RANK" not in os.environ:
             time.sleep(5)  # the script that started the ranks ends this one, once it has seen which was first
@@ -86,27 +72,34 @@ def warn_of_unusable_gpu(device: torch.device) -> None:
         print(f"\033[31m{text}\033[0m" if sys.stderr.isatty() else text, file=sys.stderr, flush=True)
 
 
-def launch(function: Callable[..., Any], *args: Any, device: torch.device, num_parameters: int | None = None) -> None:
+def is_small(model: nn.Module, device: torch.device) -> bool:
+    """Whether a network is trained fastest on one thread."""
+    return device.type == "cpu" and sum(parameter.numel() for parameter in model.parameters()) < SMALL_MODEL
+
+
+def launch(
+    function: Callable[..., Any], *args: Any, device: torch.device, small: bool = False, items: int | None = None
+) -> None:
     """Call `function(*args)` on every rank.
 
-    Under torchrun this process is a rank already. Otherwise, on a CPU, a small model is trained fastest on one thread,
-    so one rank is started on each core; a large one, or work of no given size, uses all cores in one process. The rule
-    looks at the device and the model alone, so that sums are taken in the same order whatever else the machine does.
+    Under torchrun this process is a rank already. Otherwise one rank is started on each core for a small network, or
+    for each of the `items` where these are fewer, each of one thread; else all cores work in one process. Whatever else
+    the machine does, sums are taken in the same order.
     """
     if os.environ.get("RANK", "0") == "0":
         warn_of_unusable_gpu(device)
-    small = device.type == "cpu" and num_parameters is not None and num_parameters < SMALL_MODEL
+    size = min(num_cores(), items or num_cores())
     if "RANK" in os.environ:
         if "TORCHELASTIC_RUN_ID" in os.environ:  # launchers other than torchrun may end before their ranks
             _end_with(PARENT)
         threads = 1 if small else max(1, num_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
         _be_rank(function, args, threads, "env://", int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
-    elif small and num_cores() > 1:
+    elif small and size > 1:
         with tempfile.TemporaryDirectory() as folder:
             meeting_point = (Path(folder) / "ranks").as_uri()
             logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # the rank that fails says why
             try:
-                mp.spawn(_spawned, (function, args, meeting_point, num_cores()), nprocs=num_cores(), daemon=True)
+                mp.spawn(_spawned, (function, args, meeting_point, size), nprocs=size, daemon=True)
             except mp.ProcessExitedException as error:
                 if error.signal_name is not None:
                     raise SystemExit(f"\na rank was ended by {error.signal_name}: the same command continues") from None

@@ -130,9 +130,9 @@ def map_array(values: Mapping[tuple[int, int], float], size: int, frequencies: S
 
 @in_style
 def curve_figure(
-    x: np.ndarray, curves: dict[str, np.ndarray], *, spread: dict[str, np.ndarray] | None = None, **labels: Any
+    x: np.ndarray, curves: dict[str, np.ndarray], *, spread: np.ndarray | None = None, **labels: Any
 ) -> Figure:
-    """Curves over a common x, shapes (k,), each with its label; a band of ± spread where one is given.
+    """Curves over a common x, shapes (k,), each with its label; a band of ± spread, (k,), if one is given.
 
     `labels` are those of matplotlib's `Axes.set`.
     """
@@ -141,37 +141,28 @@ def curve_figure(
     axes.xaxis.get_major_locator().set_params(integer=True)  # x counts epochs, or NADs
     for label, y in curves.items():
         (line,) = axes.plot(x, y, label=label, marker="o" if len(x) < 40 else "", markersize=3)
-        if spread is not None and label in spread:
-            low, high = y - spread[label], y + spread[label]
-            axes.fill_between(x, low, high, color=line.get_color(), alpha=0.25, linewidth=0)
+        if spread is not None:
+            axes.fill_between(x, y - spread, y + spread, color=line.get_color(), alpha=0.25, linewidth=0)
     if len(axes.lines) > 1:
         axes.legend()
     return figure
 
 
 @in_style
-def scatter_figure(x: np.ndarray, y: np.ndarray, **labels: Any) -> Figure:
-    """Two measurements of the same things against each other, shapes (k,); on equal scales the line of equality."""
-    figure = Figure(figsize=(3.8, 3.7))
-    axes = figure.add_subplot(**labels)
-    if axes.get_xscale() == "linear":
-        ends = (min(x.min(), y.min()), max(x.max(), y.max()))
-        axes.plot(ends, ends, color="0.7", linewidth=1, zorder=0)
-        axes.set_aspect("equal")
-    axes.scatter(x, y, s=12, alpha=0.7)
-    return figure
-
-
-@in_style
 def scatters_figure(panels: Mapping[str, tuple[np.ndarray, np.ndarray]], **labels: Any) -> Figure:
-    """Small scatter plots of two quantities (k,), each with its title, on common scales."""
-    rows = -(-len(panels) // 4)
-    figure = Figure(figsize=(9.0, 2.3 * rows))
-    grid = figure.subplots(rows, 4, sharex=True, sharey=True, squeeze=False, subplot_kw=labels)
+    """Two measurements of the same things (k,), a panel for each title; on linear scales with the line of equality."""
+    columns = min(4, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(9.0, 2.3 * rows) if columns > 1 else (3.8, 3.7))
+    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False, subplot_kw=labels)
     for axes in grid.flat[len(panels) :]:
         axes.set_axis_off()
     for axes, (title, (x, y)) in zip(grid.flat, panels.items(), strict=False):
-        axes.scatter(x, y, s=10, alpha=0.7)
+        if axes.get_xscale() == "linear":
+            ends = (min(x.min(), y.min()), max(x.max(), y.max()))
+            axes.plot(ends, ends, color="0.7", linewidth=1, zorder=0)
+            axes.set_aspect("equal")
+        axes.scatter(x, y, s=11, alpha=0.7)
         axes.set_title(title)
         axes.label_outer()
     return figure

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -108,10 +109,12 @@ def device_name(device: torch.device) -> str:
 
 def environment(device: torch.device) -> dict[str, Any]:
     """What numbers may depend on besides the settings: code, versions, device and ranks; for the record."""
-    here = Path(__file__).resolve().parent
-    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
+    here, commit = Path(__file__).resolve().parent, ""
+    if git := shutil.which("git"):
+        head = [git, "rev-parse", "HEAD"]
+        commit = subprocess.run(head, cwd=here, capture_output=True, text=True, check=False).stdout.strip()
     return {
-        "commit": git.stdout.strip() or None,
+        "commit": commit or None,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": np.__version__,
@@ -144,21 +147,32 @@ def open_run(folder: Path, settings: dict[str, Any], device: torch.device) -> It
         yield
 
 
-def check_settings(folder: Path, settings: dict[str, Any]) -> None:
-    """Refuse a folder that holds a run with other settings: a ValueError names those that differ."""
+def check_settings(folder: Path, settings: dict[str, Any], ignoring: Sequence[str] = ()) -> None:
+    """Refuse a folder that holds a run with other settings: a ValueError names those that differ. Or damaged rows."""
     path = folder / "config.json"
     if not path.exists():
         return
-    now = json.loads(json.dumps(settings, default=str))
-    try:
-        before = json.loads(path.read_text())["settings"]
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{path} cannot be read: delete the folder, or choose another") from None
+    now, before = json.loads(json.dumps(settings, default=str)), read_json(path, "settings")["settings"]
+    refuse_changes(folder, before | {key: now.get(key) for key in ignoring}, now)
+    read_rows(folder / ROWS)
+
+
+def refuse_changes(path: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """A ValueError names the settings that differ between what made the content of `path` and what is asked for."""
     differing = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
     if differing:
         changes = "; ".join(f"{key} was {before.get(key)!r}, now {now.get(key)!r}" for key in differing)
         advice = "give the same, choose another folder, or delete this one"
-        raise ValueError(f"{folder} holds a run with other settings ({changes}): {advice}")
+        raise ValueError(f"{path} holds a run with other settings ({changes}): {advice}")
+
+
+def read_json(path: Path, *keys: str) -> dict[str, Any]:
+    """These entries of what `save_json` wrote there; ValueError if they cannot be read."""
+    try:
+        content = json.loads(path.read_text())
+        return {key: content[key] for key in keys}
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{path} cannot be read: delete it, or choose another folder") from None
 
 
 def announce(what: str, wanted: int, done: int, device: torch.device, folder: Path) -> None:
@@ -194,7 +208,7 @@ def do_items(
     announce(what, len(items), len(done.intersection(items)), device, folder)
     for item in done:
         checkpoint_of(item).unlink(missing_ok=True)  # of a command that was killed after it had written the row
-    mine = distributed.share([item for item in items if item not in done])
+    mine = distributed.own_part([item for item in items if item not in done])
     for item in tqdm(mine, desc=f"{what}, rank 0", disable=distributed.rank() > 0):
         start = time.perf_counter()
         found = {name: f"{value:.6g}" for name, value in work(item, checkpoint_of(item)).items()}
@@ -218,6 +232,11 @@ def mean_and_spread(rows: list[dict[str, str]], keys: Sequence[str], column: str
         key: (float(np.mean(group)), float(np.std(group, ddof=1)) if len(group) > 1 else math.nan, len(group))
         for key, group in values.items()
     }
+
+
+def means(rows: list[dict[str, str]], keys: Sequence[str]) -> dict[tuple[int, ...], float]:
+    """The mean test accuracy by `keys`, of rows that did not diverge."""
+    return {index: mean for index, (mean, _, _) in mean_and_spread(rows, keys).items()}
 
 
 def print_diverged(folder: Path, rows: list[dict[str, str]], keys: Sequence[str], max_lr: float) -> None:
