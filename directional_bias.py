@@ -192,8 +192,6 @@ def run(args: Namespace, directions: Directions) -> None:
 @cli.one_line_errors
 def predict(args: Namespace, directions: Directions) -> None:
     """Predict the order of the directions, write it and draw it; compare with what has been trained."""
-    if distributed.rank() > 0:
-        return  # it takes seconds
     start, device = time.monotonic(), distributed.rank_device(args.device)
     runs.announce(f"{args.arch}, untrained networks", args.predict, 0, device, args.output)
     stacked = torch.stack(list(directions.values())).to(device)
@@ -384,7 +382,7 @@ def main(argv: list[str] | None = None) -> None:
     else:
         blank = next(iter(directions.values()))
         args.predict = args.predict or NUM_NETWORKS[estimator_for(model.eval(), blank)]
-        distributed.launch(predict, args, directions, device=args.device)
+        distributed.launch(predict, args, directions, device=args.device, items=1)
 
 
 if __name__ == "__main__":

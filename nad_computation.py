@@ -177,7 +177,8 @@ def main(argv: list[str] | None = None) -> None:
     if described.exists():  # to be replaced by no fewer networks of the same settings, on a device of any kind
         before = runs.read_json(described, "num_networks", *settings(args))
         fewer = min(args.num_networks, before["num_networks"])
-        runs.refuse_changes(described, before, settings(args) | {"num_networks": fewer, "device": before["device"]})
+        now = settings(args) | {"num_networks": fewer, "device": before["device"]}
+        runs.refuse_changes(f"{described} is of", before, now, "choose another --output")
     small = distributed.is_small(model, args.device)
     distributed.launch(run, args, device=args.device, small=small, items=args.num_networks)
 
@@ -185,11 +186,9 @@ def main(argv: list[str] | None = None) -> None:
 def regenerate(arch: str, *options: str) -> None:
     """Compute an architecture's arrays in NADs/ with these options, then those of the command line.
 
-    The checkpoints go to runs/ beside it; to the --output, if one is given.
+    The checkpoints go to runs/ beside it.
     """
     places = ["--output", str(ROOT / "NADs"), "--checkpoints", str(ROOT / "runs" / "nads" / paper_name(arch))]
-    if any(argument.split("=")[0] == "--output" for argument in sys.argv[1:]):
-        places = []
     main(["--arch", arch, *places, *options, *sys.argv[1:]])
 
 

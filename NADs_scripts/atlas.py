@@ -127,8 +127,6 @@ def run(args: Namespace) -> None:
 @cli.one_line_errors
 def compare(args: Namespace) -> None:
     """Name the architectures of the atlas whose maps differ least, by the rms of log₂ of the ratio of shares."""
-    if distributed.rank() > 0:
-        return
     folder, arch = args.output, args.arch
     names = [row["architecture"] for row in runs.read_rows(folder / "atlas.csv") if not row.get("why_not")]
     logs = np.log2(load_array(folder / "maps.npy"))
@@ -182,7 +180,7 @@ def main(argv: list[str] | None = None) -> None:
     cli.add_device_argument(parser)
     args = parser.parse_args(argv)
     args.arch = args.arch and canonical_name(args.arch)
-    distributed.launch(compare if args.arch else run, args, device=args.device)
+    distributed.launch(compare if args.arch else run, args, device=args.device, items=1 if args.arch else None)
 
 
 if __name__ == "__main__":

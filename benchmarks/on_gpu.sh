@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What the README marks "not run", on a GPU, the most telling first, in calls of under ten minutes:
+# Most of what the README marks "not run", on a GPU, the most telling first, in calls of under ten minutes:
 #     bash benchmarks/on_gpu.sh RESULTS STATE [DATA]
 # The same command again continues, until it says "all done". STATE keeps rows, checkpoints and what is done; RESULTS
 # gets each step's output, its seconds, and the small files. DATA is CIFAR-10's folder, or one of images; without it

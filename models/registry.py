@@ -57,12 +57,13 @@ def paper_name(arch: str) -> str:
 
 
 def identity(arch: str) -> str:
-    """The canonical name, of a `package.module:factory` with a digest of its file: edited, it is another network."""
+    """The canonical name, of a `package.module:factory` with a digest of its source: edited, it is another one."""
     arch = canonical_name(arch)
     if ":" not in arch or arch.startswith("torchvision:"):
         return arch
-    _import_factory(arch)
-    source = Path(sys.modules[arch.partition(":")[0]].__file__).read_bytes()
+    names = {arch.partition(":")[0], getattr(_import_factory(arch), "__module__", "")}
+    files = [getattr(sys.modules.get(name), "__file__", None) for name in sorted(names)]
+    source = b"".join(Path(file).read_bytes() for file in files if file)
     return f"{arch} ({hashlib.blake2b(source, digest_size=4).hexdigest()})"
 
 

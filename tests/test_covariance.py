@@ -26,7 +26,7 @@ def sum_of(networks, numbers=None):
 
 
 def test_covariances_that_do_not_fit_are_one_line():
-    with pytest.raises(MemoryError, match="no room on cpu for the covariances of 10000000 pixels: 1600000 GB"):
+    with pytest.raises(MemoryError, match="no room for the covariances of 10000000 pixels: 1600000 GB"):
         GradientSum(10**7)
 
 

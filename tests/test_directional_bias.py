@@ -1,12 +1,15 @@
 """The first experiment from its command line to its folder, at small sizes; and against the published map."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
 import torch
 
 import directional_bias
+import nad_computation
+import poison_cifar
 from directional_bias import compare_with_published, main, parse_arguments, train_on_direction
 from tests.helpers import count_epochs, orthonormal, refusal, rows, run_on_ranks
 from utils import runs, seeding
@@ -185,6 +188,18 @@ def test_other_settings_on_the_same_folder_are_refused_and_other_spellings_are_n
     np.save(tmp_path / "other.npy", np.eye(64))
     message = refused(capsys, tmp_path / "run", *options, tmp_path / "other.npy", "--epochs", 3, "--precision", "bf16")
     assert "(epochs was 2, now 3; nads was '" in message and "; precision was 'fp32', now 'bf16')" in message
+
+
+@pytest.mark.parametrize("script", [directional_bias, nad_computation, poison_cifar])
+def test_an_edited_network_is_another_setting(tmp_path, monkeypatch, script):
+    monkeypatch.setattr("sys.path", [*sys.path, str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "edited_net", raising=False)
+    found = []
+    for source in ("net = print", "net = print  # edited"):
+        (tmp_path / "edited_net.py").write_text(source)
+        options = ["--transform", "none"] if script is poison_cifar else []
+        found.append(script.settings(script.parse_arguments(["--arch", "edited_net:net", *options])))
+    assert found[0]["arch"] != found[1]["arch"]
 
 
 def test_runs_of_other_noise_or_without_pooling_have_folders_of_their_own():

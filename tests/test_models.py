@@ -209,10 +209,13 @@ def test_names_become_parts_of_a_path():
 
 def test_an_edited_network_is_another(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.path", [*sys.path, str(tmp_path)])
-    (tmp_path / "edited_net.py").write_text("net = print")
-    before, again = identity("edited_net:net"), identity("edited_net:net")
-    (tmp_path / "edited_net.py").write_text("net = print  # edited")
-    assert before == again != identity("edited_net:net") and before.startswith("edited_net:net (")
+    (tmp_path / "named_here.py").write_text("from defined_there import net")
+    (tmp_path / "defined_there.py").write_text("def net(): pass")
+    before, found = identity("named_here:net"), {identity("named_here:net")}
+    for edited in ("named_here.py", "defined_there.py"):
+        (tmp_path / edited).write_text("# edited")
+        found.add(identity("named_here:net"))
+    assert before in found and len(found) == 3 and before.startswith("named_here:net (")
     assert [identity(arch) for arch in ("ResNet-18", "torchvision:vgg11")] == ["resnet18", "torchvision:vgg11"]
 
 

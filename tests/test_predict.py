@@ -68,7 +68,7 @@ def test_the_mean_share_of_random_directions_is_1_by_chunks_of_any_size(monkeypa
     directions = torch.stack([random_direction((1, 8, 8), torch.Generator().manual_seed(seed)) for seed in range(99)])
     shares = shares_of(directions, arch, num_networks=10)
     assert shares.mean() == pytest.approx(1, abs=0.1) and np.ptp(shares) > 0.1
-    monkeypatch.setitem(differences.CHUNK_SIZE, "cpu", 7)
+    monkeypatch.setitem(differences.CHUNK_PIXELS, "cpu", 7 * 64)
     assert shares_of(directions, arch, num_networks=10) == pytest.approx(shares, rel=1e-4)
 
 
@@ -161,7 +161,7 @@ def test_shares_rank_accuracies_beside_the_lower_frequency(tmp_path, capsys):
 def test_of_two_ranks_the_first_predicts_alone_and_as_one_does(tmp_path):
     options = [*SMALL, TINY, "--predict", 3, "--output", "two"]
     out, _ = run_on_ranks("directional_bias", *options, folder=tmp_path)
-    assert "ranks: 2" in out and out.count("figure: ") == 1
+    assert "ranks: 1" in out and out.count("figure: ") == 1
     one, two = start(tmp_path / "one", "--predict", 3), rows(tmp_path / "two" / "predicted.csv")
     two = [float(row["share"]) for row in two]
     assert two == pytest.approx(one, rel=1e-5) and np.ptp(one) > 0.1

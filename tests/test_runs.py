@@ -91,7 +91,7 @@ def test_other_settings_are_refused_naming_each_that_differs(tmp_path):
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", "null"])
 def test_a_broken_configuration_is_refused_in_one_line(tmp_path, content):
     (tmp_path / "config.json").write_text(content)
-    message = r"^\S*config.json cannot be read: delete it, or choose another folder$"
+    message = r"^\S*config.json cannot be read: choose another folder$"
     with pytest.raises(ValueError, match=message):
         enter(tmp_path)
 

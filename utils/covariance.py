@@ -20,8 +20,10 @@ class GradientSum:
         try:
             self.outer = torch.zeros(2, dimension, dimension, dtype=torch.float64, device=device)
         except RuntimeError:
+            if torch.device(device).type != "cpu":
+                raise
             size = f"{16 * dimension**2 / 1e9:.0f} GB"
-            raise MemoryError(f"no room on {device} for the covariances of {dimension} pixels: {size}") from None
+            raise MemoryError(f"no room for the covariances of {dimension} pixels: {size}") from None
         self.rows = torch.zeros(2, dimension, dtype=torch.float64, device=device)
         self.numbers: set[int] = set()  # of the networks
 

@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 Features = Callable[[torch.Tensor], torch.Tensor]  # images (N, C, H, W) -> (N, F)
 
-CHUNK_SIZE = {"cpu": 64, "cuda": 1024}  # images of 32×32 evaluated at once: a CPU's caches like no more
+CHUNK_PIXELS = {"cpu": 2**16, "cuda": 2**20}  # of the images evaluated at once: a CPU's caches like no more
 PATIENCE = 30.0  # seconds after which the differences of one network are shown as they are done
 
 
@@ -19,17 +19,14 @@ def central_differences(
     *,
     directions: torch.Tensor | None = None,
     step: float = 100.0,
-    chunk_size: int | None = None,
 ) -> torch.Tensor:
     """Δ_i = (h(x + s·v_i) − h(x − s·v_i)) / 2s at an image x (C, H, W) with step s, along unit vectors v (n, C, H, W).
 
     Without directions they are the pixels e_i, D = C·H·W. Returns (F, n), for the pixels (F, D), where row f
-    is the gradient estimate of feature f. `chunk_size` images are evaluated at once, two for each direction; by the
-    device and the image's size if None. It changes no result, but for rounding.
+    is the gradient estimate of feature f. Images of CHUNK_PIXELS pixels together are evaluated at once.
     """
     numbers = torch.arange(point.numel() if directions is None else len(directions), device=point.device)
-    chunk_size = chunk_size or CHUNK_SIZE[point.device.type] * 32**2 // point[0].numel()
-    chunks = numbers.split(max(1, chunk_size // 2))
+    chunks = numbers.split(max(1, CHUNK_PIXELS[point.device.type] // point[0].numel() // 2))  # two images for each
     differences = []
     for chunk in tqdm(chunks, desc="differences", unit="chunk", leave=False, delay=PATIENCE):
         along = one_hot(chunk, point.numel()).view(-1, *point.shape) if directions is None else directions[chunk]

@@ -57,7 +57,7 @@ def fourier_map(
 def frequency_grid(size: int, step: int | None = None) -> list[int]:
     """The frequencies of a map's axis in plotting order, DC in the middle: −16, −14, …, 14 for 32 pixels.
 
-    Without a step, 16 cells on each axis for 32 or 64 pixels, at the same cycles per pixel; for other sizes about so.
+    Without a step, 16 cells on each axis at the same cycles per pixel, for multiples of 16 pixels from 32 on.
     """
     step = step or max(2, size // 16)
     half = size // 2 // step * step

@@ -82,18 +82,21 @@ def launch(
 ) -> None:
     """Call `function(*args)` on every rank.
 
-    Under torchrun this process is a rank already. Otherwise one rank is started on each core for a small network, or
-    for each of the `items` where these are fewer, each of one thread; else all cores work in one process. Whatever else
-    the machine does, sums are taken in the same order.
+    Under torchrun this process is a rank already. Otherwise one rank is started on each core for a small network, each
+    of one thread; else all cores work in one process. No more ranks than `items` take part. Whatever else the machine
+    does, sums are taken in the same order.
     """
-    if os.environ.get("RANK", "0") == "0":
+    rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", num_cores()))
+    size = min(size, items or size)
+    if rank == 0:
         warn_of_unusable_gpu(device)
-    size = min(num_cores(), items or num_cores())
     if "RANK" in os.environ:
+        if rank >= size:
+            return
         if "TORCHELASTIC_RUN_ID" in os.environ:  # launchers other than torchrun may end before their ranks
             _end_with(PARENT)
-        threads = 1 if small else max(1, num_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
-        _be_rank(function, args, threads, "env://", int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
+        threads = 1 if small else max(1, num_cores() // min(size, int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+        _be_rank(function, args, threads, "env://", rank, size)
     elif small and size > 1:
         with tempfile.TemporaryDirectory() as folder:
             meeting_point = (Path(folder) / "ranks").as_uri()

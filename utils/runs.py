@@ -148,22 +148,21 @@ def open_run(folder: Path, settings: dict[str, Any], device: torch.device) -> It
 
 
 def check_settings(folder: Path, settings: dict[str, Any], ignoring: Sequence[str] = ()) -> None:
-    """Refuse a folder that holds a run with other settings: a ValueError names those that differ. Or damaged rows."""
+    """Refuse a folder that holds a run with other settings: a ValueError names those that differ."""
     path = folder / "config.json"
     if not path.exists():
         return
     now, before = json.loads(json.dumps(settings, default=str)), read_json(path, "settings")["settings"]
-    refuse_changes(folder, before | {key: now.get(key) for key in ignoring}, now)
-    read_rows(folder / ROWS)
+    advice = "give the same, choose another folder, or delete this one"
+    refuse_changes(f"{folder} holds a run with", before | {key: now.get(key) for key in ignoring}, now, advice)
 
 
-def refuse_changes(path: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
-    """A ValueError names the settings that differ between what made the content of `path` and what is asked for."""
+def refuse_changes(what: str, before: dict[str, Any], now: dict[str, Any], advice: str) -> None:
+    """A ValueError names the settings that differ between what is there and what is asked for."""
     differing = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
     if differing:
         changes = "; ".join(f"{key} was {before.get(key)!r}, now {now.get(key)!r}" for key in differing)
-        advice = "give the same, choose another folder, or delete this one"
-        raise ValueError(f"{path} holds a run with other settings ({changes}): {advice}")
+        raise ValueError(f"{what} other settings ({changes}): {advice}")
 
 
 def read_json(path: Path, *keys: str) -> dict[str, Any]:
@@ -172,7 +171,7 @@ def read_json(path: Path, *keys: str) -> dict[str, Any]:
         content = json.loads(path.read_text())
         return {key: content[key] for key in keys}
     except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{path} cannot be read: delete it, or choose another folder") from None
+        raise ValueError(f"{path} cannot be read: choose another folder") from None
 
 
 def announce(what: str, wanted: int, done: int, device: torch.device, folder: Path) -> None:
