@@ -10,8 +10,8 @@ needs nothing else to fit the training set, and fails on the clean test set.
 Expect a clean test accuracy (%) that is the lower, the better the network sees the NAD:
 
     published: ResNet-18   17.5 at NAD 0, 44 at 20, 80 at 400; unpoisoned 89, flipped 58 (LeNet 69, flipped 48)
-    seen here: ResNet-18   29 at NAD 0, 84 at 400 and unpoisoned, --precision bf16 --epochs 15 (all: JPEG images)
-               VGG-11      unpoisoned 84, flipped 52, with --precision bf16 (published: 87 and 53)
+    seen here: ResNet-18   29 at NAD 0, 84 at 400 and unpoisoned, flipped 58, --precision bf16 --epochs 15
+               VGG-11      unpoisoned 84, flipped 52, with --precision bf16 (published: 87 and 53; all: JPEG images)
                LeNet       33 at NAD 0, 57 to 67 at 30, 67 from 100 on; unpoisoned 67.4, flipped 48.1
 
 With --transform flip all images are instead rewritten in the NAD basis in reverse order, so that what the network sees

@@ -105,6 +105,7 @@ def here():
         "LeNet: correlation with the published map; mean difference": pick("directional_bias_lenet_published", *errors),
         "VGG-11 (bn): mean, range, cells ≥ 90 %, < 55 %": part("vgg11"),
         "ResNet-18: mean, range, cells ≥ 90 %, < 55 %": part("resnet18"),
+        "DenseNet-121: mean, range, cells ≥ 90 %, < 55 %": part("densenet121")[:5],  # one cell, the lowest
         "bf16 against fp32, LeNet at six cells, three seeds each": [np.mean(shift), min(shift), max(shift), noise],
         "LeNet without pooling, σ = 1": ablation("nopooling_sigma1"),
         "the same with pooling": ablation("sigma1"),
@@ -128,7 +129,9 @@ def here():
         "LeNet: original → flipped": [column(f"{name}_lenet").mean() for name in ("original", "flip")],
         "VGG-11 (bn): original → flipped": [column(f"{name}_vgg11_bf16")[0] for name in ("original", "flip")],
         "ResNet-18 poisoned at 0, 400, 15 epochs instead of 50": column("poison_resnet18_bf16_15epochs"),
-        "ResNet-18 original, 15 epochs instead of 50": column("original_resnet18_bf16_15epochs"),
+        "ResNet-18: original → flipped, 15 epochs instead of 50": [
+            column(f"{name}_resnet18_bf16_15epochs")[0] for name in ("original", "flip")
+        ],
         "LeNet poisoned at 0, 10, 30, 100, 200, 400, 800": [*poisoned[:, 0], *poisoned[poisoned[:, 2] == 3, 1]],
     }
 
@@ -167,6 +170,8 @@ def test_the_numbers_in_where_it_differs_are_those_of_the_files():
     assert f"nor the authors' own NADs ({tried['--nads THEIRS/LeNet_NADs.npy']:.1f})" in said
     fitted = column("flip_vgg11_bf16", "train_accuracy")[0]
     apart = column("original_vgg11_bf16")[0] - column("flip_vgg11_bf16")[0]
+    resnet = column("flip_resnet18_bf16_15epochs", "train_accuracy")[0]
+    assert f"a flipped ResNet-18, in 15 epochs, to {resnet:.2f} % too" in said
     assert f"fit it, to {fitted:.2f} %" in said and f"The two are {apart:.2f} points apart" in said
     tested = column("flip_lenet_variants")
     assert f"test accuracy is {tested.min():.1f} to {tested.max():.1f} in all" in said
@@ -195,6 +200,7 @@ def test_learning_sets_in_at_a_share_of_one_half():
     """Of all trainings at σ = 3 in results/: by the shares of 24 untrained networks, or 8 of the designs."""
     found = {}
     measured = {"LeNet": "lenet", "VGG11": "vgg11_bf16", "ResNet18": "resnet18_bf16", "LogReg": "logreg"}
+    measured["DenseNet121"] = "densenet121_bf16"  # its one cell is on an axis
     for network, name in (measured | {"LeNet without pooling": "lenet_nopooling"}).items():
         shares = shares_of("prediction/maps", network)
         means = runs.mean_and_spread(rows(f"directional_bias_{name}"), KEYS)
@@ -203,7 +209,7 @@ def test_learning_sets_in_at_a_share_of_one_half():
         shares = designs.folded(shares_of("designs/predictions", network))
         accuracies = designs.folded(shares_of("designs/accuracies", network, "test_accuracy"))
         found[network] = [(shares[key], accuracy) for key, accuracy in accuracies.items()]
-    assert len(found) == 5 + 14
+    assert len(found) == 6 + 14
     exceptions = {network for network, pairs in found.items() for share, a in pairs if share > 0.53 and a <= UNLEARNT}
     assert exceptions == {"regnet_x_400mf", "tanh"}  # and DenseNet-121, by the number of its published cells
     assert not [network for network, pairs in found.items() for share, a in pairs if share < 0.45 and a > LEARNT]
