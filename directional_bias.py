@@ -209,7 +209,7 @@ def predict(args: Namespace, directions: Directions) -> None:
         figure = plotting.map_figure(shares, args.image_size, title, shares=True)
     else:
         order = np.array([index[0] for index in shares])
-        names = {"xlabel": keys[0].replace("_", " "), "ylabel": "predicted share"}
+        names = {"xlabel": keys[0].replace("_", " ").replace("nad", "NAD"), "ylabel": "predicted share"}
         figure = plotting.curve_figure(order, {paper_name(args.arch): values}, title=title, yscale="log", **names)
     plotting.save_figure(figure, args.output / "predicted.png")
     print(
@@ -258,7 +258,7 @@ def report(rows: list[dict[str, str]], args: Namespace) -> None:
     folder, family, keys = args.output, args.directions, KEYS[args.directions]
     runs.print_diverged(folder, rows, (*keys, "repetition"), args.max_lr)
     results = runs.mean_and_spread(rows, keys)
-    accuracies = runs.means(rows, keys)
+    accuracies = {index: mean for index, (mean, _, _) in results.items()}
     values, spread, _ = np.array(list(results.values())).T
     what = {"fourier": "Fourier images", "random": "random directions", "nads": "NADs"}[family]
     title = f"What {title_name(args)} learns of D(v),\nv {what}"
@@ -266,9 +266,9 @@ def report(rows: list[dict[str, str]], args: Namespace) -> None:
         figure = plotting.map_figure(accuracies, args.image_size, title)
     else:
         label, order = paper_name(args.arch), np.array([index[0] for index in results])
-        names = {"xlabel": keys[0].replace("_", " "), "ylabel": "test accuracy (%)", "title": title}
-        low = {"ylim": (min(45, values.min() - 2), 102)}
-        figure = plotting.curve_figure(order, {label: values}, spread=np.nan_to_num(spread), **names, **low)
+        names = {"xlabel": keys[0].replace("_", " ").replace("nad", "NAD"), "title": title}
+        y = {"ylabel": "test accuracy (%)", "ylim": (min(45, values.min() - 2), 102)}
+        figure = plotting.curve_figure(order, {label: values}, spread=np.nan_to_num(spread), **names, **y)
     plotting.save_figure(figure, folder / "accuracy.png")
     ends = f"{values.mean():.1f} %, from {values.min():.1f} to {values.max():.1f}"
     print(f"test accuracy over {len(values)} directions: mean {ends}")
