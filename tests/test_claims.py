@@ -1,4 +1,4 @@
-"""Each number under “here” in the README's tables is that of a file in results/ or NADs/, rounded as it stands."""
+"""Each number under “here” in the READMEs' tables is that of a file in results/ or NADs/, rounded as it stands."""
 
 import json
 import re
@@ -6,18 +6,17 @@ from decimal import Decimal
 from itertools import product
 
 import numpy as np
-import pytest
 import torch
 from scipy import stats
 
 from directional_bias import LEARNT, UNLEARNT, auc, limits, share, variance_along
 from NADs_scripts import designs
 from tests import helpers
-from tests.helpers import ROOT
+from tests.helpers import READMES, ROOT
 from utils import runs
 from utils.directions import canonical_frequency, fourier_map, frequency_grid, load_nads
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+README = "\n".join(READMES.values())
 KEYS = ("frequency_y", "frequency_x")
 
 
@@ -114,7 +113,7 @@ def here():
         "LogReg: rms": [np.sqrt(np.mean(spectra["LogReg"] ** 2))],
         "LeNet; all 1,023 by the published": [*ends["LeNet"], *ours[2:4]],
         "LeNet: log variances along the published NADs; overlap at k = 100": ours[4:],
-        "LeNet by the paper's protocol: the same six": sampled,
+        "LeNet by the paper's protocol: first, last; ratios; log variances; overlap": sampled,
         "VGG-11 (bn); all 1,023 by the published": [*ends["VGG11"], *vgg11[2:4]],
         "VGG-11 (bn): log variances along the published NADs; overlap at k = 100": vgg11[4:],
         "ResNet-18 (√2 × published)": ends["ResNet18"],
@@ -145,11 +144,10 @@ def test_the_numbers_of_the_reproduction_table_are_those_of_the_files():
     assert not [(what, cell, found[what]) for what, cell in said.items() if not says(cell, found[what])]
 
 
-@pytest.mark.parametrize(("file", "first"), [("README.md", "architecture"), ("NADs/README.md", "file")])
-def test_the_numbers_of_the_tables_of_nads_are_those_of_their_json(file, first):
-    table = table_of((ROOT / file).read_text(encoding="utf-8"), first)
+def test_the_numbers_of_the_table_of_nads_are_those_of_their_json():
+    table = table_of(README, "file")
     assert len(table) == 5
-    for *_, name, _, estimator, num_networks, agreement in table:
+    for name, _, estimator, num_networks, agreement in table:
         about = json.loads((ROOT / "NADs" / name.strip("`")).with_suffix(".json").read_text())
         assert (estimator, num_networks) == (about["estimator"], f"{about['num_networks']:,}")
         assert says(agreement, [about["agreement"]["split_half_overlap"]]) and about["agreement"]["k"] == 100
@@ -275,9 +273,9 @@ def test_what_the_atlas_is_said_to_show_is_in_its_table():
     of = lambda column, *names: [float(atlas[name][column]) for name in names]  # noqa: E731
     resnets = [f"resnet{layers}" for layers in (18, 34, 50, 101, 152)]
     rough, agreed = of("roughness", *resnets), of("agreement", "resnet18", "resnet152")
-    spoken = "deviation of {:.2f} and {:.2f}, before of {:.2f} to {:.2f}"
+    spoken = "deviation of {:.2f} and {:.2f}, against {:.2f} to {:.2f}"
     assert spoken.format(*rough[3:], *sorted(rough[:3])[::2]) in said and min(rough[3:]) > 1.4 * max(rough[:3])
-    assert "two of ResNet-18 agree to {:.2f}, of ResNet-152 to {:.2f}".format(*agreed) in said
+    assert "two of torchvision's ResNet-18 agree to {:.2f}, of ResNet-152 to {:.2f}".format(*agreed) in said
     vggs = of("median", "vgg11", "vgg13", "vgg16", "vgg19")
     assert vggs == sorted(vggs) and f"from 11 to 19 layers, {vggs[0]:.2f} to {vggs[-1]:.2f}" in said
     flat = [name for name in mapped if name.startswith(("convnext", "swin", "vit_b_32", "vit_l_32"))]

@@ -1,18 +1,17 @@
-"""Every experiment command of the README runs, made small by options that come after its own."""
+"""Every experiment command of the READMEs runs, made small by options that come after its own."""
 
 import re
 import shlex
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```sh\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+from tests.helpers import READMES, ROOT
+
+BLOCKS = [block for text in READMES.values() for block in re.findall(r"^```sh\n(.*?)^```", text, re.M | re.S)]
 LINES = [line.split("  #")[0].strip() for block in BLOCKS for line in block.replace("\\\n", " ").splitlines()]
 COMMANDS = [line for line in LINES if line.startswith("python ")]
 SMALL = {
@@ -60,6 +59,6 @@ def test_a_command_of_the_readme_runs(command, tmp_path, images):
         assert figure is None or (tmp_path / figure).is_file()
 
 
-def test_the_files_that_the_readme_names_exist():
-    links = re.findall(r"\]\(((?!http)[^)#]+)\)", README)
-    assert links and not [link for link in links if not (ROOT / link).exists()]
+def test_the_files_that_the_readmes_name_exist():
+    links = [path.parent / link for path, text in READMES.items() for link in re.findall(r"\]\(((?!http)[^)#]+)", text)]
+    assert links and not [link for link in links if not link.exists()]
