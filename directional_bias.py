@@ -12,8 +12,9 @@ at the 22 cells tried. Trainings of one cell vary by 0.5 to 0.8 points (standard
     python directional_bias.py --arch lenet --predict
 
 tells in seconds, from untrained networks, which of these directions are likely to be learnt: at the map's σ, those with
-a share above about one half. That is not in the paper. Expect for LeNet, against its published map, that 99.2 to 100 %
-of all pairs of a learnt and an unlearnt cell, by seed, are in the right order.
+a share above about one half (of v: how far apart the networks see its two classes, divided by the same for random
+directions). That is not in the paper. Expect for LeNet, against its published map, that 99.2 to 100 % of all pairs of a
+learnt and an unlearnt cell, by seed, are in the right order.
 """
 
 import math
@@ -50,6 +51,7 @@ PREDICTION = "predicted.csv"  # in a run's folder
 OF_TRAINING = (*RECIPE, *DATA, "precision", "device")  # settings on which no prediction depends
 
 Directions = Mapping[tuple[int, ...], torch.Tensor]  # (C, S, S) of unit norm, by index in their family
+Accuracies = list[tuple[tuple[int, ...], float]]  # %, each after the index of its direction
 
 
 def train_on_direction(
@@ -111,7 +113,7 @@ def variance_along(
     num_channels, image_size, _ = shape = directions[0].shape
     device, s = directions.device, step * math.sqrt(shape.numel())
 
-    def look(number: int) -> torch.Tensor:
+    def squared_differences(number: int) -> torch.Tensor:
         draws = seeding.generator("cpu", seed, "point of prediction", number)
         point = sigma * torch.randn(shape, generator=draws)
         others = torch.stack([random_direction(shape, draws) for _ in range(NUM_RANDOM)])
@@ -123,12 +125,12 @@ def variance_along(
         return torch.cat([squares[:-NUM_RANDOM], squares[-NUM_RANDOM:].mean(0, keepdim=True)])
 
     numbers = tqdm(range(num_networks), desc=f"{arch}, untrained networks", disable=distributed.rank() > 0, delay=1)
-    along = torch.stack([look(number) for number in numbers]).numpy()
+    along = torch.stack([squared_differences(number) for number in numbers]).numpy()
     return along[:, :-1], along[:, -1]
 
 
 def share(along: np.ndarray, random: np.ndarray) -> np.ndarray:
-    """Σ Δ² along each direction by that along random ones, over all networks, (n,): 1 where there is no preference."""
+    """Σ Δ² along each direction divided by that along random ones, over all networks, (n,): 1 is no preference."""
     if not random.sum() > 0:
         raise ValueError("all untrained networks are blind to their input: there is nothing to predict from")
     return along.sum(0) / random.sum()
@@ -166,11 +168,11 @@ def make_directions(args: Namespace) -> Directions:
     nads = load_nads(args.nads, math.prod(shape))
     if max(args.nad_index) >= len(nads):
         raise ValueError(f"NAD index {max(args.nad_index)} does not exist: expected 0 to {len(nads) - 1}")
-    return {(index,): nads[index].view(shape) for index in args.nad_index}
+    return {(index,): nads[index].view(shape) for index in sorted(args.nad_index)}
 
 
 @cli.one_line_errors
-def run(args: Namespace, directions: Directions) -> None:
+def run(args: Namespace, directions: Directions, published: Accuracies) -> None:
     """Train on the directions that the run's folder lacks, then report."""
     device = distributed.rank_device(args.device)
     options = ("arch", "precision", "sigma", *DATA, *RECIPE)
@@ -186,11 +188,11 @@ def run(args: Namespace, directions: Directions) -> None:
     with runs.open_run(args.output, settings(args), device):
         rows = runs.do_items(args.output, keys, items, train_item, what=f"{args.arch}, trainings", device=device)
         if distributed.rank() == 0:
-            report(rows, args)
+            report(rows, published, args)
 
 
 @cli.one_line_errors
-def predict(args: Namespace, directions: Directions) -> None:
+def predict(args: Namespace, directions: Directions, published: Accuracies) -> None:
     """Predict the order of the directions, write it and draw it; compare with what has been trained."""
     start, device = time.monotonic(), distributed.rank_device(args.device)
     runs.announce(f"{args.arch}, untrained networks", args.predict, 0, device, args.output)
@@ -220,15 +222,12 @@ def predict(args: Namespace, directions: Directions) -> None:
     trained = runs.read_rows(args.output / runs.ROWS, keys)
     if trained:
         compare_prediction(shares, list(runs.means(trained, keys).items()), "trained", args)
-    if args.published:
-        compare_prediction(shares, read_published(args), "published", args)
+    if published:
+        compare_prediction(shares, published, "published", args)
 
 
 def compare_prediction(
-    shares: Mapping[tuple[int, ...], float],
-    accuracies: list[tuple[tuple[int, ...], float]],
-    which: str,
-    args: Namespace,
+    shares: Mapping[tuple[int, ...], float], accuracies: Accuracies, which: str, args: Namespace
 ) -> None:
     """Print how shares rank the accuracies of trainings, beside "the lower the frequency, the easier", and draw it."""
     keyed = [(index, key_of(index, args), accuracy) for index, accuracy in accuracies]
@@ -253,7 +252,7 @@ def title_name(args: Namespace) -> str:
     return paper_name(args.arch) + (" without pooling" if args.no_pooling else "") + noise
 
 
-def report(rows: list[dict[str, str]], args: Namespace) -> None:
+def report(rows: list[dict[str, str]], published: Accuracies, args: Namespace) -> None:
     """Print what was found, save the map or the curve, and draw it."""
     folder, family, keys = args.output, args.directions, KEYS[args.directions]
     runs.print_diverged(folder, rows, (*keys, "repetition"), args.max_lr)
@@ -274,8 +273,8 @@ def report(rows: list[dict[str, str]], args: Namespace) -> None:
     print(f"test accuracy over {len(values)} directions: mean {ends}")
     if np.isfinite(spread).any():
         print(f"standard deviation over repetitions: {np.nanmean(spread):.2f} points, the mean over directions")
-    if args.published:
-        compare_with_published(accuracies, args)
+    if published:
+        compare_with_published(accuracies, published, args)
     predicted = runs.read_rows(folder / PREDICTION)
     if predicted and predicted_by(args).items() <= predicted[0].items():
         print(f"of this folder's prediction, by {predicted[0].get('num_networks', 'some')} untrained networks:")
@@ -284,19 +283,14 @@ def report(rows: list[dict[str, str]], args: Namespace) -> None:
     print(f"figure: {folder / 'accuracy.png'}\nrows: {folder / runs.ROWS}")
 
 
-def read_published(args: Namespace) -> list[tuple[tuple[int, ...], float]]:
-    """The accuracies of this architecture in the --published CSV file, each after its index in the family."""
-    return runs.read_published(args.published, KEYS[args.directions], canonical_name(args.arch))
-
-
 def key_of(index: tuple[int, ...], args: Namespace) -> tuple[int, ...]:
     """The index under which a direction is trained: of ±k, the same image up to its sign, the canonical frequency."""
     return canonical_frequency(*index, args.image_size) if args.directions == "fourier" else index
 
 
-def compare_with_published(accuracies: dict[tuple[int, ...], float], args: Namespace) -> None:
+def compare_with_published(accuracies: dict[tuple[int, ...], float], published: Accuracies, args: Namespace) -> None:
     """Print how the accuracies agree with those of a published CSV file, row by row, and draw one against the other."""
-    rows = [(key_of(index, args), accuracy) for index, accuracy in read_published(args)]
+    rows = [(key_of(index, args), accuracy) for index, accuracy in published]
     both = [(accuracy, accuracies[key]) for key, accuracy in rows if key in accuracies]
     if len(both) < 3:
         return print(f"{args.published} has {len(both)} of these directions: at least 3 are needed to compare")
@@ -323,7 +317,7 @@ def settings(args: Namespace) -> dict[str, Any]:
 
 
 def predicted_by(args: Namespace) -> dict[str, str]:
-    """The settings that an expected share depends on; one by others is not compared with this run's trainings."""
+    """What predicted shares depend on: those by other settings are not compared with this run's trainings."""
     return {key: str(value) for key, value in (settings(args) | {"step": STEP}).items() if key not in OF_TRAINING}
 
 
@@ -371,18 +365,19 @@ def main(argv: list[str] | None = None) -> None:
     """Check the arguments; then train on every direction, or predict."""
     args = parse_arguments(argv)
     cli.check_precision(args)
-    if args.published:
-        read_published(args)  # before the work, not after it
+    columns = KEYS[args.directions], canonical_name(args.arch)
+    published = runs.read_published(args.published, *columns) if args.published else []
     directions = make_directions(args)
     runs.check_settings(args.output, settings(args), OF_TRAINING if args.predict is not None else ())
-    model = build_model(args.arch, args.num_channels, 2, args.image_size, not args.no_pooling)
+    num_outputs = 2 if args.predict is None else 1
+    model = build_model(args.arch, args.num_channels, num_outputs, args.image_size, not args.no_pooling)
     if args.predict is None:
         many = {"small": distributed.is_small(model, args.device), "items": args.seeds * len(directions)}
-        distributed.launch(run, args, directions, device=args.device, **many)
+        distributed.launch(run, args, directions, published, device=args.device, **many)
     else:
         blank = next(iter(directions.values()))
         args.predict = args.predict or NUM_NETWORKS[estimator_for(model.eval(), blank)]
-        distributed.launch(predict, args, directions, device=args.device, items=1)
+        distributed.launch(predict, args, directions, published, device=args.device, items=1)
 
 
 if __name__ == "__main__":

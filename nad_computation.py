@@ -118,7 +118,7 @@ def report(nads: NADs, sums: GradientSum, args: Namespace) -> None:
     files = [args.output / f"{name}_{kind}" for kind in ("NADs.npy", "eigenvals.npy", "NADs.json")]
     runs.save_array(files[0], nads.directions)
     runs.save_array(files[1], nads.singular_values.astype(np.float32))
-    description = settings(args) | {
+    description = runs.read_json(args.checkpoints / "config.json", "settings")["settings"] | {
         "num_networks": len(sums.numbers),
         "agreement": {"k": k, "split_half_overlap": None if math.isnan(agreement) else round(agreement, 4)},
         "scale": "√(9999·λ); σ_w is the rms of the last layer's weights, 1/√(3·fan_in) where they start at zero",

@@ -135,6 +135,8 @@ def run(args: Namespace, nads: torch.Tensor | None) -> None:
     data = cifar.load_images(args.data, download=args.download)
     if distributed.rank() == 0:
         distributed.barrier()
+    tensors = (data.train_images, data.train_labels, data.test_images, data.test_labels)
+    images_digest = runs.digest(b"".join(tensor.numpy() for tensor in tensors))
     measured = (args.data / "train").is_dir()  # images other than CIFAR-10's own
     mean, std = cifar.channel_statistics(data.train_images) if measured else (cifar.CIFAR10_MEAN, cifar.CIFAR10_STD)
     data, nads = data.to(device), None if nads is None else nads.to(device)
@@ -155,7 +157,7 @@ def run(args: Namespace, nads: torch.Tensor | None) -> None:
     indices = [(index,) for index in args.nad_index] if args.transform == "poison" else [()]
     items = [(*index, repetition) for repetition in range(args.seeds) for index in indices]
     what = f"{args.arch}, trainings"
-    with runs.open_run(args.output, settings(args), device):
+    with runs.open_run(args.output, settings(args) | {"images": images_digest}, device):
         rows = runs.do_items(args.output, KEYS[args.transform], items, train_item, what=what, device=device)
         if distributed.rank() == 0:
             report(rows, args)
@@ -219,10 +221,9 @@ def report(rows: list[dict[str, str]], args: Namespace) -> None:
 
 
 def settings(args: Namespace) -> dict[str, Any]:
-    """What the numbers of a row depend on. Which rows are wanted may change from one command to the next."""
+    """What a row's numbers depend on besides the images. Which rows are wanted may change between commands."""
     nads = "" if args.transform == "none" else runs.digest(args.nads.read_bytes())
-    derived = {"arch": identity(args.arch), "nads": nads, "data": str(args.data.resolve())}
-    return runs.settings(args, "nad_index", "seeds", "download", **derived)
+    return runs.settings(args, "nad_index", "seeds", "data", "download", arch=identity(args.arch), nads=nads)
 
 
 def parse_arguments(argv: list[str] | None) -> Namespace:
@@ -257,7 +258,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.transform == "poison" and max(args.nad_index) + 1 >= len(nads):
         largest = f"{len(nads) - 2}, as classes 6 and up take the next one"
         raise ValueError(f"NAD index {max(args.nad_index)} is too large: expected 0 to {largest}")
-    runs.check_settings(args.output, settings(args))
+    runs.check_settings(args.output, settings(args), ignoring=["images"])
     model = build_model(args.arch, 3, NUM_CLASSES)
     items = args.seeds * (len(args.nad_index) if args.transform == "poison" else 1)
     small = distributed.is_small(model, args.device)

@@ -27,9 +27,9 @@ from utils.directions import fourier_map, frequency_grid, load_array
 from utils.last_layer import estimator_for
 
 IMAGE_SIZES = (32, 64, 96)
-SMALL_MODEL = 5_000_000  # parameters; networks of smaller ones differ more from each other, and cost less
+CHEAP_MODEL = 5_000_000  # parameters; networks of smaller ones differ more from each other, and cost less
 PARTS = (slice(None), slice(0, None, 2), slice(1, None, 2))  # all networks, the even and the odd ones
-LEAST = 2.0**-20  # a share that is zero, but for its logarithm
+LEAST = 2.0**-20  # stands in for a share of zero, which has no logarithm
 NUM_BANDS = 8  # of the radius |k|, from 0 to the corner of the map
 FINDINGS = {
     "depth": ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "vgg11_bn", "vgg19_bn"),
@@ -57,7 +57,7 @@ def predict_map(arch: str, device: torch.device) -> dict:
             estimator = estimator_for(model, directions[0])
             num_parameters = sum(parameter.numel() for parameter in model.parameters())
             del model
-            num_networks = 100 if estimator == "sampled" else 8 if num_parameters < SMALL_MODEL else 2
+            num_networks = 100 if estimator == "sampled" else 8 if num_parameters < CHEAP_MODEL else 2
             along, random = variance_along(directions.to(device), arch=arch, num_networks=num_networks)
             shares, *halves = (share(along[part], random[part]) for part in PARTS)
         except ValueError as error:
@@ -111,7 +111,8 @@ def run(args: Namespace) -> None:
     """Predict the maps that are missing, then write the tables and draw the figures."""
     device, folder, families = distributed.rank_device(args.device), ROOT / "runs" / "atlas", architectures()
     files = {arch: folder / f"{paper_name(arch)}.json" for arch in families}
-    with runs.open_run(folder, {"image_sizes": IMAGE_SIZES, "small_model": SMALL_MODEL, "step": STEP}, device):
+    settings = {"image_sizes": IMAGE_SIZES, "cheap_model": CHEAP_MODEL, "step": STEP, "device": device.type}
+    with runs.open_run(folder, settings, device):
         missing = [arch for arch, file in files.items() if not file.exists()]
         distributed.barrier()  # all have read before one writes
         runs.announce("architectures", len(files), len(files) - len(missing), device, folder)

@@ -39,9 +39,9 @@ def load_with_spectrum(path: Path, dimension: int) -> NADs:
     return NADs(directions, values)
 
 
-def sampled_spectrum(singular_values: np.ndarray, number: int, seed: int = 0) -> np.ndarray:
+def sampled_spectrum(singular_values: np.ndarray, number: int) -> np.ndarray:
     """What `number` Gaussian vectors show of the singular values (D,) of their covariance: (D,), on the same scale."""
-    vectors = np.random.default_rng(seed).standard_normal((number, len(singular_values))) * singular_values
+    vectors = np.random.default_rng(0).standard_normal((number, len(singular_values))) * singular_values
     return np.linalg.svd(vectors - vectors.mean(0), compute_uv=False) / np.sqrt(number - 1)
 
 

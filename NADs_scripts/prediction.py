@@ -46,9 +46,9 @@ def measured_map(arch: str, pooling: bool) -> dict[tuple[int, ...], float]:
     return runs.means(rows, FREQUENCY)
 
 
-def ranking(shares: dict, accuracies: dict, which: str) -> dict[str, str]:
+def ranking(shares: dict, accuracies: list, which: str) -> dict[str, str]:
     """AUC of the shares, the largest of an unlearnt and the smallest of a learnt cell; each "" where there is none."""
-    x, y = np.array([shares[key] for key in accuracies]), np.array(list(accuracies.values()))
+    x, y = np.array([(shares[key], value) for key, value in accuracies if key in shares]).reshape(-1, 2).T
     found = zip(("auc", "unlearnt_up_to", "learnt_from"), (auc(x, y), *limits(x, y)), strict=True)
     return {f"{name}_{which}": f"{value:.3f}" if np.isfinite(value) else "" for name, value in found}
 
@@ -68,12 +68,12 @@ def main(argv: list[str] | None = None) -> None:
     for arch, pooling, seeds, num_networks in STUDIED:
         found = np.stack([kept(folder, arch, pooling, seed, num_networks, directions) for seed in seeds])
         best = share(*np.split(found.reshape(-1, len(images) + 1), [-1], 1))
-        accuracies, published = measured_map(arch, pooling), {}
+        accuracies, published = measured_map(arch, pooling), []
         if args.published and pooling and any(arch in row for row in runs.published_rows(args.published)):
             rows = runs.read_published(args.published, FREQUENCY, arch)
-            published = {canonical_frequency(*index): accuracy for index, accuracy in rows}
+            published = [(canonical_frequency(*index), accuracy) for index, accuracy in rows]  # k and −k both
         name = paper_name(arch) + ("" if pooling else " without pooling")
-        columns[name] = (dict(zip(images, best.tolist(), strict=True)), accuracies, published)
+        columns[name] = (dict(zip(images, best.tolist(), strict=True)), accuracies, dict(published))
         for key, value in zip(images, best, strict=True):
             maps.append({"network": name} | dict(zip(FREQUENCY, key, strict=True)) | {"share": f"{value:.5g}"})
         for number in (n for n in (1, 2, 4, 8) if n <= num_networks):
@@ -83,7 +83,7 @@ def main(argv: list[str] | None = None) -> None:
                 row = {"network": name, "networks": number, "seed": seed}
                 row |= {"smallest": f"{values.min():.3g}", "largest": f"{values.max():.3g}"}
                 row |= {"below_a_half": int((values < SETS_IN).sum())}
-                row |= ranking(shares, accuracies, "measured") | ranking(shares, published, "published")
+                row |= ranking(shares, list(accuracies.items()), "measured") | ranking(shares, published, "published")
                 row |= {"median_factor_to_all": f"{np.exp(np.median(np.abs(np.log(values / best)))):.3f}"}
                 print(", ".join(f"{key} {value}" for key, value in row.items() if value != ""))
                 stability.append(row)

@@ -16,7 +16,7 @@ import torch
 from benchmarks.plain import gradient_plainly, train_plainly
 from directional_bias import RECIPE, variance_along
 from models import build_model
-from nad_computation import draw_point
+from nad_computation import STEP, draw_point
 from utils import convolution, distributed
 from utils.directions import fourier_map
 from utils.last_layer import draw_network, network_rows
@@ -89,7 +89,7 @@ def marginal_networks(arch: str, device: torch.device, networks: int) -> tuple[f
     for number in range(networks):
         start = time.perf_counter()
         network = draw_network(lambda: build_model(arch, 1, 1), device, SEED, "network", number)
-        rows.append(network_rows(network, point).cpu().double().numpy())
+        rows.append(network_rows(network, point, step=STEP).cpu().double().numpy())
         seconds.append(time.perf_counter() - start)
     return float(np.median(seconds)), peak_memory(device), rows
 

@@ -2,9 +2,9 @@
 
     python benchmarks/nad_precision.py --arch resnet18
 
-Noise by signal, root mean square, of the differences along the shipped NADs: a precision is of use where it is well
-below 1 in the whole spectrum. tf32 and bf16 are emulated, to be judged without a GPU: the inputs and weights of every
-convolution and linear layer are rounded to 10 or 7 bits of mantissa, for bf16 the outputs too.
+Noise divided by signal, root mean square, of the differences along the shipped NADs: a precision is of use where it is
+well below 1 in the whole spectrum. tf32 and bf16 are emulated, to be judged without a GPU: the inputs and weights of
+every convolution and linear layer are rounded to 10 or 7 bits of mantissa, for bf16 the outputs too.
 """
 
 import sys
@@ -16,7 +16,7 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from models import build_model, paper_name
-from nad_computation import ROOT, draw_point
+from nad_computation import ROOT, STEP, draw_point
 from utils import cli
 from utils.differences import central_differences
 from utils.directions import load_nads
@@ -43,7 +43,7 @@ def differences(arch: str, point: torch.Tensor, precision: str) -> torch.Tensor:
             module.register_forward_pre_hook(lambda _, inputs: (drop_bits(inputs[0], bits),))
             if precision == "bf16":
                 module.register_forward_hook(lambda _module, _inputs, output: drop_bits(output, bits))
-    return central_differences(trunk, point).double()
+    return central_differences(trunk, point, step=STEP).double()
 
 
 @cli.one_line_errors

@@ -22,7 +22,7 @@ from benchmarks.measuring import how_many_at_once, in_processes, variance_reduct
 from directional_bias import DATA, RECIPE
 from models import paper_name
 from nad_computation import ROOT
-from utils import cli, distributed
+from utils import cli, distributed, runs
 from utils.covariance import AUTHORS_SCALE
 from utils.directions import load_array, load_nads
 
@@ -98,13 +98,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--table", nargs="+", choices=TABLES, default=list(TABLES), help="which tables")
     parser.add_argument("--steps", type=cli.positive_int, help="of training (default: by network and device)")
     parser.add_argument("--networks", type=cli.positive_int, help="for NADs, 2 or more (default: 40 LeNets, 4 others)")
-    parser.add_argument("--device", type=cli.device, default="cuda" if torch.cuda.is_available() else "cpu")
+    cli.add_device_argument(parser)
     args = parser.parse_args(argv)
     if args.networks == 1:
         parser.error("--networks 1 has no pair of networks to compare: draw two or more")
     device, trainings = args.device, {}
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.cpu.get_capabilities()["cpu_name"]
-    print(f"{name}, {distributed.num_cores()} cores, torch {torch.__version__}")
+    print(f"{runs.device_name(device)}, {distributed.num_cores()} cores, torch {torch.__version__}")
     for table in args.table:
         print(f"\n| {TABLES[table]} |\n|{'---|' * len(TABLES[table].split('|'))}")
         for arch in args.arch:

@@ -41,7 +41,7 @@ def canonical_name(arch: str) -> str:
     `torchvision:NAME` and `package.module:factory` come back unchecked; any other unknown name is a ValueError.
     """
     if ":" in arch:
-        return arch
+        return arch.lower() if arch.startswith("torchvision:") else arch
     key = re.sub(r"[\W_]+", "", arch.lower())
     key = ALIASES.get(key, key)
     if key not in ARCHITECTURES:
@@ -97,7 +97,10 @@ def build_model(
     takes = f"the network does not take {num_channels}x{image_size}x{image_size} images"
     # In eval mode, so that neither the batch norms' statistics nor the random state change.
     with torch.no_grad(), _refusing(takes, RuntimeError, ValueError, AssertionError):
-        model.eval()(blank)
+        output = model.eval()(blank)
+    if not isinstance(output, torch.Tensor) or output.ndim != 2 or output.shape[1] < num_classes:
+        found = tuple(getattr(output, "shape", [])) or type(output).__name__
+        raise ValueError(f"{arch} gives {found} for one image: expected (1, {num_classes}), a value for each class")
     return model.train()
 
 
@@ -111,6 +114,8 @@ def _refusing(what: str, *kinds: type[Exception]) -> Iterator[None]:
     """Turn an error of these kinds into a ValueError of one line. Of `Exception`, the line also names the kind."""
     try:
         yield
+    except torch.OutOfMemoryError:  # a RuntimeError that says nothing about the network
+        raise
     except kinds as error:
         line = (str(error).strip() or type(error).__name__).splitlines()[0]
         kind = f"{type(error).__name__}: " if Exception in kinds else ""
@@ -149,15 +154,14 @@ def _torchvision_model(name: str, num_channels: int, num_classes: int, image_siz
     import torchvision  # takes seconds, and only these architectures need it
 
     names = torchvision.models.list_models(module=torchvision.models)
-    key = name.strip().lower()
-    if key not in names:
-        raise ValueError(f"torchvision has no classification model {name!r}{_near(key, names)}")
+    if name not in names:
+        raise ValueError(f"torchvision has no classification model {name!r}{_near(name, names)}")
     options: dict = {"weights": None, "num_classes": num_classes}
-    if key in ("googlenet", "inception_v3"):
+    if name in ("googlenet", "inception_v3"):
         options |= {"aux_logits": False, "init_weights": True}  # one output; and no warning about the default
-    elif key.startswith("vit_"):
+    elif name.startswith("vit_"):
         options["image_size"] = image_size
-    elif key.startswith("maxvit_"):
+    elif name.startswith("maxvit_"):
         options["input_size"] = (image_size, image_size)
 
     def adapt_first_conv(_parent: nn.Module, _name: str, module: nn.Module | None) -> nn.Module | None:
@@ -170,4 +174,4 @@ def _torchvision_model(name: str, num_channels: int, num_classes: int, image_siz
     # one architecture to the next and may depend on the fan-in, draws the weights of this convolution too.
     refusing = _refusing(f"the network does not take {image_size}x{image_size} images", ValueError, AssertionError)
     with register_module_module_registration_hook(adapt_first_conv), refusing:
-        return torchvision.models.get_model(key, **options)
+        return torchvision.models.get_model(name, **options)

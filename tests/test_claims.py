@@ -50,9 +50,9 @@ def pick(name, first, *keys):
 
 def on_map(name):
     """Accuracies at those of the map's 256 cells that were trained."""
-    means = runs.mean_and_spread(rows(f"directional_bias_{name}"), KEYS)
+    means = runs.means(rows(f"directional_bias_{name}"), KEYS)
     cells = (canonical_frequency(*cell) for cell in product(frequency_grid(32), repeat=2))
-    return np.array([means[cell][0] for cell in cells if cell in means])
+    return np.array([means[cell] for cell in cells if cell in means])
 
 
 def ablation(name):
@@ -63,7 +63,7 @@ def ablation(name):
 def part(name):
     """Of the 81 cells but for mirror images: how many, lowest at, highest at, how many ≥ 90 %, how many < 55 %."""
     folded = [row | {key: abs(int(row[key])) for key in KEYS} for row in rows(f"directional_bias_{name}_bf16")]
-    means = {cell: mean for cell, (mean, _, _) in runs.mean_and_spread(folded, KEYS).items()}
+    means = runs.means(folded, KEYS)
     low, high = min(means, key=means.get), max(means, key=means.get)
     learnt, chance = sum(mean >= 90 for mean in means.values()), sum(mean < 55 for mean in means.values())
     return [len(means), 81, means[low], *low, means[high], *high, learnt, 90, chance, 55]
@@ -76,8 +76,8 @@ def along_nads(name):
 
 def along_a_few(name):
     """Accuracies along single NADs, each with its index."""
-    found = runs.mean_and_spread(rows(f"nad_accuracies_{name}_bf16"), ["nad_index"])
-    return [value for (index,), (mean, _, _) in found.items() for value in (mean, index)]
+    found = runs.means(rows(f"nad_accuracies_{name}_bf16"), ["nad_index"])
+    return [value for (index,), mean in found.items() for value in (mean, index)]
 
 
 def here():
@@ -176,9 +176,7 @@ def test_the_numbers_in_where_it_differs_are_those_of_the_files():
 
 
 def test_how_vgg11_is_predicted_is_said_as_measured():
-    means = {
-        cell: mean for cell, (mean, _, _) in runs.mean_and_spread(rows("directional_bias_vgg11_bf16"), KEYS).items()
-    }
+    means = runs.means(rows("directional_bias_vgg11_bf16"), KEYS)
     rule = 100 * auc(-np.array([np.hypot(*cell) for cell in means]), np.array(list(means.values())))
     pairs = sum(mean > LEARNT for mean in means.values()) * sum(mean <= UNLEARNT for mean in means.values())
     by_four = [row for row in rows("prediction/stability") if (row["network"], row["networks"]) == ("VGG11", "4")]
@@ -201,8 +199,8 @@ def test_learning_sets_in_at_a_share_of_one_half():
     measured["DenseNet121"] = "densenet121_bf16"  # its one cell is on an axis
     for network, name in (measured | {"LeNet without pooling": "lenet_nopooling"}).items():
         shares = shares_of("prediction/maps", network)
-        means = runs.mean_and_spread(rows(f"directional_bias_{name}"), KEYS)
-        found[network] = [(shares[key], mean) for key, (mean, _, _) in means.items()]
+        means = runs.means(rows(f"directional_bias_{name}"), KEYS)
+        found[network] = [(shares[key], mean) for key, mean in means.items()]
     for network in {row["network"] for row in rows("designs/accuracies")}:
         shares = designs.folded(shares_of("designs/predictions", network))
         accuracies = designs.folded(shares_of("designs/accuracies", network, "test_accuracy"))
@@ -234,8 +232,8 @@ def test_where_learning_sets_in_by_the_default_of_four_networks_and_with_less_no
 
 
 def test_with_a_tenth_of_the_strength_four_networks_rank_lenets_cells_worse_than_the_rule():
-    images, means = fourier_map(), runs.mean_and_spread(rows("directional_bias_lenet"), KEYS)
-    accuracies, directions = np.array([means[cell][0] for cell in images]), torch.stack(list(images.values()))
+    images, means = fourier_map(), runs.means(rows("directional_bias_lenet"), KEYS)
+    accuracies, directions = np.array([means[cell] for cell in images]), torch.stack(list(images.values()))
     weak = [auc(share(*variance_along(directions, step=1.0, seed=seed)), accuracies) for seed in range(3)]
     assert max(weak) < auc(-np.array([np.hypot(*cell) for cell in images]), accuracies)
 

@@ -71,8 +71,8 @@ def test_devices_that_the_machine_lacks_are_refused(monkeypatch):
 
 def test_a_recipe_gives_an_option_for_each_setting_with_its_default_and_range(capsys):
     parser = cli.ArgumentParser(None)
-    cli.add_recipe_arguments(parser, {"epochs": 20, "max_lr": 0.5, "weight_decay": 0.0})
-    assert vars(parser.parse_args([])) == {"epochs": 20, "max_lr": 0.5, "weight_decay": 0.0}
+    cli.add_recipe_arguments(parser, {"epochs": 20, "max_lr": 0.5, "weight_decay": 5e-4})
+    assert vars(parser.parse_args([])) == {"epochs": 20, "max_lr": 0.5, "weight_decay": 5e-4}
     argv = "--epochs 3 --max-lr 1e-3 --weight-decay 0".split()
     assert vars(parser.parse_args(argv)) == {"epochs": 3, "max_lr": 1e-3, "weight_decay": 0.0}
     for argv in (["--epochs", "1.5"], ["--epochs", "0"], ["--max-lr", "0"], ["--weight-decay", "-1"], ["--epoch", "1"]):

@@ -5,13 +5,13 @@ import pytest
 
 from NADs_scripts import compare
 from NADs_scripts.compare import sampled_spectrum
-from tests.helpers import refusal, rows
+from tests.helpers import orthonormal, refusal, rows
 
 SPECTRUM = np.geomspace(2, 0.01, 64).astype(np.float32)
 
 
-def basis(dimension=64, seed=0):
-    return np.linalg.qr(np.random.default_rng(seed).standard_normal((dimension, dimension)))[0].T.astype(np.float32)
+def basis():
+    return orthonormal(64).astype(np.float32)
 
 
 def save(folder, name, directions, values=None):

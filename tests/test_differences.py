@@ -50,7 +50,7 @@ def test_the_differences_do_not_depend_on_the_chunk_size(chunk_size, step):
 
 def test_large_images_come_in_smaller_chunks():
     sizes = []
-    central_differences(lambda x: sizes.append(len(x)) or x.mean((1, 2, 3))[:, None], torch.zeros(1, 128, 64))
+    central_differences(lambda x: sizes.append(len(x)) or x.mean((1, 2, 3))[:, None], torch.zeros(1, 128, 64), step=1.0)
     assert set(sizes) == {CHUNK_PIXELS["cpu"] // 8192}
 
 

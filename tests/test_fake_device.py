@@ -130,7 +130,7 @@ def no_files(monkeypatch):
     monkeypatch.setattr(runs, "do_items", lambda folder, keys, items, work, **_: [work(items[0], None)])
     monkeypatch.setattr(plotting, "save_figure", lambda *_: None)
     for script in (directional_bias, poison_cifar):
-        monkeypatch.setattr(script, "report", lambda rows, args: None)
+        monkeypatch.setattr(script, "report", lambda *_: None)
     monkeypatch.setattr(poison_cifar, "save_training", lambda *_: None)
 
 
@@ -138,7 +138,7 @@ def test_a_run_of_experiment_1(no_backward, no_files):
     options = "--image-size 8 --num-train 10 --num-test 7 --epochs 1 --directions random --device cpu"
     args = directional_bias.parse_arguments(["--arch", PLAIN, *options.split()])
     args.device = GPU
-    directional_bias.run(args, directional_bias.make_directions(args))
+    directional_bias.run(args, directional_bias.make_directions(args), [])
     assert no_backward
 
 
@@ -146,7 +146,7 @@ def test_a_run_of_experiment_1(no_backward, no_files):
 def test_a_network_its_rows_and_their_sum(estimator):
     point, sums = draw_point(1, 8).to(GPU), GradientSum(64, GPU)
     network = draw_network(lambda: build_model(PLAIN, 1, 1, 8), GPU, 0)
-    sums.add(0, network_rows(network, point, estimator=estimator))
+    sums.add(0, network_rows(network, point, estimator=estimator, step=100.0))
     assert on_gpu(sums.outer, sums.rows)
     whole = GradientSum(64)
     whole.merge(sums)

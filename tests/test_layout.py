@@ -16,7 +16,7 @@ ALLOWED = {"models": {"models"}, "utils": {"utils"}} | {script: {*GROUND, *SCRIP
 ALLOWED["docs"] = {*GROUND, *SCRIPTS, "NADs_scripts", "docs"}
 IN_ROOMS = [path for room in ROOMS for path in (ROOT / room).rglob("*.py")]
 FILES = sorted([*(ROOT / f"{script}.py" for script in SCRIPTS), *IN_ROOMS])
-MAX_LINES = 3_185  # of models, utils, scripts and NADs_scripts without the studies; it may only fall, to 3,000
+MAX_LINES = 3_176  # of models, utils, scripts and NADs_scripts without the studies; it may only fall, to 3,000
 STUDIES = ("atlas.py", "designs.py")
 
 
@@ -70,14 +70,6 @@ def test_a_notebook_defines_nothing_that_the_project_defines():
         code = ast.parse("\n".join("pass" if line.startswith(("%", "!")) else line for line in lines))
         assert not definitions(code) & known
         assert not {"tests", "NADs_scripts"} & set(imported(code, ""))
-
-
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_a_script_says_what_it_does_and_has_a_main_that_takes_argv(script):
-    code = tree(ROOT / f"{script}.py")
-    assert ast.get_docstring(code)
-    main = next(node for node in code.body if isinstance(node, ast.FunctionDef) and node.name == "main")
-    assert ast.unparse(main.args) == "argv: list[str] | None=None"
 
 
 def test_the_formatter_decides_the_layout_without_exceptions():

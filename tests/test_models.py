@@ -204,6 +204,7 @@ def test_names_become_parts_of_a_path():
     assert paper_name("ResNet-18") == "ResNet18"
     assert paper_name("torchvision:resnet18") == "torchvision-resnet18"
     assert paper_name("my.nets:Net_2") == "my.nets-Net_2"
+    assert canonical_name("torchvision:ResNet18") == "torchvision:resnet18" and canonical_name("A:B") == "A:B"
     assert [canonical_name(paper_name(arch)) for arch in ARCHITECTURES] == list(ARCHITECTURES)
 
 
@@ -285,8 +286,13 @@ def user_module(tmp_path, monkeypatch):
         "def flat(num_classes, image_size):\n"
         "    return nn.Sequential(nn.Flatten(), nn.Linear(image_size**2, num_classes)).eval()\n"
         "def everything(**arguments):\n"
-        "    net = nn.Conv2d(1, 1, 1); net.arguments = arguments; return net\n"
-        "def nothing(): return nn.Conv2d(1, 1, 1)\n"
+        "    net = flat(2, 8); net.arguments = arguments; return net\n"
+        "def nothing(): return flat(10, 8)\n"
+        "def one_value(image_size): return flat(1, image_size)\n"
+        "def an_image(): return nn.Conv2d(1, 2, 1)\n"
+        "class Pair(nn.Linear):\n"
+        "    def __init__(self): super().__init__(8, 2)\n"
+        "    def forward(self, x): return super().forward(x), x\n"
         "def parameterless(): return nn.Identity()\n"
         "def needs_more(num_classes, depth): return nn.Identity()\n"
         "def no_module(): return 3\n"
@@ -303,7 +309,7 @@ def test_a_users_factory_gets_the_arguments_it_accepts(user_module):
     assert net[1].weight.shape == (2, 64) and net.training
     net = build_model(f"{user_module}:everything", 1, 2, image_size=8, pooling=False)
     assert net.arguments == {"num_channels": 1, "num_classes": 2, "image_size": 8, "pooling": False}
-    assert isinstance(build_model(f"{user_module}:nothing", 1, 2), nn.Conv2d)
+    assert build_model(f"{user_module}:nothing", 1, 2, image_size=8)[1].out_features == 10  # more do no harm
 
 
 @pytest.mark.parametrize(
@@ -314,6 +320,9 @@ def test_a_users_factory_gets_the_arguments_it_accepts(user_module):
         ("nets_of_the_user:no_module", "no_module returned a int; expected a torch.nn.Module"),
         ("nets_of_the_user:needs_more", "be called with num_classes: missing a required argument: 'depth'"),
         ("nets_of_the_user:parameterless", "a Identity without parameters has nothing to draw or to train"),
+        ("nets_of_the_user:one_value", r"one_value gives \(1, 1\) for one image: expected \(1, 2\), a value for each"),
+        ("nets_of_the_user:an_image", r"an_image gives \(1, 2, 8, 8\) for one image: expected \(1, 2\)"),
+        ("nets_of_the_user:Pair", r"Pair gives tuple for one image: expected \(1, 2\)"),
         ("broken_nets_of_the_user:net", "cannot import 'broken_nets_of_the_user' of .*ZeroDivisionError"),
     ],
 )

@@ -1,5 +1,6 @@
 """Experiment 3: the carriers and the flip against closed forms; runs on images made here, interrupted and shared."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -277,11 +278,20 @@ def test_everything_but_which_rows_are_wanted_counts_among_the_settings(nads_fil
     np.save("other.npy", np.load(nads_file)[::-1])
     plain = settings_of("")
     assert settings_of("--arch LogReg --data ./images --nad-index 3 --seeds 2 --download --output other") == plain
-    other = settings_of("--nads other.npy --epsilon 0.1 --clip-norm 2 --data elsewhere")
+    other = settings_of("--nads other.npy --epsilon 0.1 --clip-norm 2")
     differing = {key for key, value in other.items() if value != plain[key]}
-    assert differing == {"nads", "epsilon", "clip_norm", "data"}
+    assert differing == {"nads", "epsilon", "clip_norm"}
     none = settings_of("--transform none", nads=())
     assert (none["nads"], none["transform"]) == ("", "none")
+
+
+def test_other_images_are_refused_and_the_same_ones_elsewhere_are_not(tmp_path, folder, nads_file, no_figures, capsys):
+    start("run", nads_file, "--epochs", 1)
+    shutil.copytree(folder, "copy")
+    start("run", nads_file, "--epochs", 1, "--data", "copy")
+    Path("copy/train/a/0.png").unlink()
+    command = [*TINY, "--nads", nads_file, "--epochs", 1, "--data", "copy", "--output", "run"]
+    assert "run holds a run with other settings (images was '" in refusal(capsys, main, *command)
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,9 @@ import subprocess
 import sys
 
 import pytest
-import torch
-from PIL import Image
 
 from tests.helpers import READMES, ROOT
+from tests.tiny_images import write_folder
 
 BLOCKS = [block for text in READMES.values() for block in re.findall(r"^```sh\n(.*?)^```", text, re.M | re.S)]
 LINES = [line.split("  #")[0].strip() for block in BLOCKS for line in block.replace("\\\n", " ").splitlines()]
@@ -27,14 +26,7 @@ SMALL = {
 @pytest.fixture(scope="session")
 def images(tmp_path_factory):
     """A folder of images in the layout that the README describes."""
-    folder = tmp_path_factory.mktemp("images")
-    for split in ("train", "test"):
-        for name in ("cat", "dog"):
-            (folder / split / name).mkdir(parents=True)
-            for number in range(4):
-                image = torch.randint(256, (32, 32, 3), dtype=torch.uint8).numpy()
-                Image.fromarray(image).save(folder / split / name / f"{number}.png")
-    return folder
+    return write_folder(tmp_path_factory.mktemp("images"), classes=2, train=4, test=4)
 
 
 def test_the_readme_has_a_command_for_each_experiment():

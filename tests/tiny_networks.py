@@ -81,14 +81,6 @@ class MeanOfTokens(nn.Module):
         return self.head(x.flatten(1).unflatten(1, (-1, 8))).mean(1)
 
 
-class ReturnsAPair(Tiny):
-    """Not one tensor."""
-
-    def forward(self, x):
-        """Map images to their outputs and themselves."""
-        return super().forward(x), x
-
-
 def ends_in_convolution():
     return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 1, 6), nn.Flatten())
 

@@ -1,1 +1,1 @@
-"""What the experiments share, one subject a file. Nothing here imports a model or an experiment."""
+"""What the experiments share, one subject per file. Nothing here imports a model or an experiment."""

@@ -12,6 +12,7 @@ import torch
 
 from utils.training import PRECISIONS, precision_mode
 
+MUST_BE_POSITIVE = ("max_lr", "clip_norm")  # of a recipe; zero switches the others off
 ARCH_HELP = "logreg, lenet, vgg11, resnet18, densenet121, torchvision:NAME, or package.module:factory"
 
 
@@ -109,7 +110,7 @@ def add_recipe_arguments(parser: argparse.ArgumentParser, recipe: Mapping[str, f
     """One option for each setting of a script's RECIPE, its default the one there."""
     group = parser.add_argument_group("training")
     for name, value in recipe.items():
-        number = positive_int if isinstance(value, int) else non_negative if value == 0 else positive
+        number = positive_int if isinstance(value, int) else positive if name in MUST_BE_POSITIVE else non_negative
         group.add_argument(f"--{name.replace('_', '-')}", type=number, default=value, help="of the recipe")
 
 

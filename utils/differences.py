@@ -18,7 +18,7 @@ def central_differences(
     point: torch.Tensor,
     *,
     directions: torch.Tensor | None = None,
-    step: float = 100.0,
+    step: float,
 ) -> torch.Tensor:
     """Δ_i = (h(x + s·v_i) − h(x − s·v_i)) / 2s at an image x (C, H, W) with step s, along unit vectors v (n, C, H, W).
 

@@ -46,7 +46,8 @@ def barrier() -> None:
     except RuntimeError:
         if "RANK" not in os.environ:
             time.sleep(5)  # the script that started the ranks ends this one, once it has seen which was first
-        raise SystemExit(f"\nrank {rank()}: another rank has ended; the same command continues") from None
+        print(f"\nrank {rank()}: another rank has ended; the same command continues", file=sys.stderr)
+        raise SystemExit(1) from None
 
 
 def rank_device(device: torch.device) -> torch.device:
@@ -120,7 +121,7 @@ def _spawned(rank: int, function: Callable[..., Any], args: tuple, meeting_point
 
 
 def _end_with(parent: int) -> None:
-    """A rank must not outlive what started it and was killed: the next command would find the run's folder in use."""
+    """End this rank as soon as its parent is gone: the next command would find the run's folder in use."""
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -142,9 +143,6 @@ def _be_rank(
         function(*args)
     except SystemExit as error:
         code = error.code
-        if isinstance(code, str):
-            print(code, file=sys.stderr)
-            code = 1
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # gloo's threads may abort an interpreter that ends in the ordinary way

@@ -5,7 +5,6 @@ and variance σ_w², so E[g gᵀ | trunk] = σ_w² Δᵀ Δ with Δ (F, D) the d
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import nn
@@ -28,15 +27,14 @@ def network_rows(
     *,
     estimator: str = "marginal",
     precision: str = "fp32",
-    step: float = 100.0,
-    **how: Any,
+    step: float,
+    directions: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The rows whose outer products add up to a network's estimate of the covariance of the gradient at `point`.
 
     sampled: (1, D), the gradient estimate g of the network (N, C, H, W) -> (N, 1) as it is. marginal: (F, D), σ_w·Δ,
-    with the rms of the last layer's weights for σ_w; the network loses that layer. `how` are the other options
-    of `central_differences`; along n directions instead of the pixels, n takes the place of D. ValueError if the
-    estimator does not fit the network, or the rows are not finite.
+    with the rms of the last layer's weights for σ_w; the network loses that layer. Along n `directions` instead of the
+    pixels, n takes the place of D. ValueError if the estimator does not fit the network, or the rows are not finite.
     """
     scale = 1.0
     if estimator == "marginal":
@@ -46,7 +44,7 @@ def network_rows(
         scale = weight_rms(layer)
         network = without(network, layer)
     with precision_mode(precision, point.device):
-        rows = scale * central_differences(network, point, step=step, **how)
+        rows = scale * central_differences(network, point, directions=directions, step=step)
     if estimator == "sampled" and len(rows) != 1:
         raise ValueError(f"the network has {len(rows)} outputs: the sampled estimator needs one")
     if not rows.isfinite().all():
@@ -79,7 +77,7 @@ def last_linear(network: nn.Module, point: torch.Tensor) -> nn.Linear | None:
     hook = layer.register_forward_hook(lambda *_: given.clone())
     output = network(point.repeat(2, 1, 1, 1))
     hook.remove()
-    ends = isinstance(output, torch.Tensor) and torch.equal(output.flatten(), given.flatten())
+    ends = torch.equal(output.flatten(), given.flatten())
     return layer if ends else None
 
 

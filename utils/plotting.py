@@ -117,9 +117,8 @@ def draw_map(axes: Axes, values: Mapping[tuple[int, int], float], size: int, tit
     axes.set_facecolor("0.85")
     image = axes.imshow(grid, origin="lower", extent=(*edges, *edges), **scale)
     axes.set(xlabel="horizontal frequency (cycles per image)", ylabel="vertical frequency (cycles per image)")
-    axes.set_title(title)
-    axes.set_xticks(frequencies[:: max(1, len(frequencies) // 4)])
-    axes.set_yticks(frequencies[:: max(1, len(frequencies) // 4)])
+    ticks = frequencies[:: max(1, len(frequencies) // 4)]
+    axes.set(title=title, xticks=ticks, yticks=ticks)
     return image
 
 

@@ -1,7 +1,6 @@
 """A run's folder: its configuration, a CSV row for each finished item, and files that appear whole or not at all."""
 
 import contextlib
-import copy
 import csv
 import fcntl
 import hashlib
@@ -16,6 +15,7 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -59,19 +59,11 @@ def save_json(path: Path, content: Any) -> None:
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write tensors, as ones on the CPU, and plain values with torch.save, whole or not at all."""
+    """Write tensors and plain values with torch.save, whole or not at all."""
     buffer = io.BytesIO()  # torch.save into a file hides the reason, a full disk, behind a RuntimeError
-    torch.save(_on_cpu(state), buffer)
+    torch.save(state, buffer)
     with replacing(path) as temporary:
         temporary.write_bytes(buffer.getbuffer())
-
-
-def _on_cpu(state: Any) -> Any:
-    if isinstance(state, dict):
-        moved = copy.copy(state)  # with the versions that a state_dict carries beside its items
-        moved.update({key: _on_cpu(value) for key, value in state.items()})
-        return moved
-    return state.cpu() if isinstance(state, torch.Tensor) else state
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -111,12 +103,13 @@ def environment(device: torch.device) -> dict[str, Any]:
     """What numbers may depend on besides the settings: code, versions, device and ranks; for the record."""
     here, commit = Path(__file__).resolve().parent, ""
     if git := shutil.which("git"):
-        head = [git, "rev-parse", "HEAD"]
+        head = [git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]  # "-dirty" after an edit
         commit = subprocess.run(head, cwd=here, capture_output=True, text=True, check=False).stdout.strip()
     return {
         "commit": commit or None,
         "python": platform.python_version(),
         "torch": torch.__version__,
+        "torchvision": version("torchvision"),
         "numpy": np.__version__,
         "device": device_name(device),
         "threads": torch.get_num_threads(),
@@ -138,9 +131,9 @@ def open_run(folder: Path, settings: dict[str, Any], device: torch.device) -> It
                 fcntl.flock(stack.enter_context(open(folder / ".lock", "w")), fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise ValueError(f"{folder} is in use by another process: wait, or choose another folder") from None
-            for temporary in folder.glob(".*.tmp"):  # of a command that was killed while it wrote
-                temporary.unlink()
             check_settings(folder, settings)
+            for temporary in folder.glob(".*.[0-9]*.tmp"):  # of a command that was killed while it wrote
+                temporary.unlink()
             if not (folder / "config.json").exists():
                 save_json(folder / "config.json", {"settings": settings, "environment": environment(device)})
         distributed.barrier()
@@ -195,8 +188,8 @@ def do_items(
 ) -> list[dict[str, str]]:
     """Do the items that an open run lacks, shared among the ranks, one row each; return all rows once all are done.
 
-    `keys` are columns, whole numbers that together name an item, and `items` their values. `work` does one item, and
-    returns the rest of its row; it may keep its state in a file of this name meanwhile.
+    `keys` are columns, whole numbers that together name an item, and `items` their values. `work(item, checkpoint)`
+    does one item and returns the rest of its row; until then it may keep its state in the file `checkpoint`.
     """
 
     def checkpoint_of(item: tuple[int, ...]) -> Path:
@@ -298,6 +291,8 @@ def append_row(path: Path, row: dict[str, Any]) -> None:
         fcntl.lockf(file, fcntl.LOCK_EX)  # released on closing
         content = file.seek(0) or file.read()
         whole = content.rfind(b"\n") + 1
+        if whole and content[:whole].splitlines()[0] != ",".join(row).encode():
+            raise ValueError(f"{path} has other columns than {', '.join(row)}: name another file")
         file.truncate(whole)  # a line that a kill cut short
         file.write(_csv_text([row], header=not whole).encode())
         file.flush()
