@@ -136,7 +136,7 @@ def run(args: Namespace, nads: torch.Tensor | None) -> None:
     if distributed.rank() == 0:
         distributed.barrier()
     tensors = (data.train_images, data.train_labels, data.test_images, data.test_labels)
-    images_digest = runs.digest(b"".join(tensor.numpy() for tensor in tensors))
+    images_digest = runs.digest(*(tensor.numpy() for tensor in tensors))
     measured = (args.data / "train").is_dir()  # images other than CIFAR-10's own
     mean, std = cifar.channel_statistics(data.train_images) if measured else (cifar.CIFAR10_MEAN, cifar.CIFAR10_STD)
     data, nads = data.to(device), None if nads is None else nads.to(device)
@@ -172,7 +172,8 @@ def save_training(item: tuple[int, ...], model: nn.Module, history: list[dict[st
     """Write what a training leaves beside its row: its history, its weights, and its accuracies over the epochs."""
     name = item_name(item, args)
     runs.write_rows(args.output / f"history-{name}.csv", history)
-    runs.save_checkpoint(args.output / f"weights-{name}.pt", model.state_dict())
+    weights = {key: value.cpu() for key, value in model.state_dict().items()}  # to be read without a GPU
+    runs.save_checkpoint(args.output / f"weights-{name}.pt", weights)
     what = {"flip": "flipped images", "none": "original images", "poison": f"poisoned along NAD {item[0]}"}
     title = f"{paper_name(args.arch)}, {what[args.transform]}" + (f", repetition {item[-1]}" if args.seeds > 1 else "")
     labels = {"train": "training images", "test": "test images", "carrying": "test images with their label's feature"}
@@ -259,7 +260,8 @@ def main(argv: list[str] | None = None) -> None:
         largest = f"{len(nads) - 2}, as classes 6 and up take the next one"
         raise ValueError(f"NAD index {max(args.nad_index)} is too large: expected 0 to {largest}")
     runs.check_settings(args.output, settings(args), ignoring=["images"])
-    model = build_model(args.arch, 3, NUM_CLASSES)
+    num_classes = sum(path.is_dir() for path in (args.data / "train").glob("*")) or NUM_CLASSES
+    model = build_model(args.arch, 3, num_classes)
     items = args.seeds * (len(args.nad_index) if args.transform == "poison" else 1)
     small = distributed.is_small(model, args.device)
     distributed.launch(run, args, nads, device=args.device, small=small, items=items)

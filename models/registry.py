@@ -98,7 +98,7 @@ def build_model(
     # In eval mode, so that neither the batch norms' statistics nor the random state change.
     with torch.no_grad(), _refusing(takes, RuntimeError, ValueError, AssertionError):
         output = model.eval()(blank)
-    if not isinstance(output, torch.Tensor) or output.ndim != 2 or output.shape[1] < num_classes:
+    if not isinstance(output, torch.Tensor) or output.ndim != 2 or len(output) != 1 or output.shape[1] < num_classes:
         found = tuple(getattr(output, "shape", [])) or type(output).__name__
         raise ValueError(f"{arch} gives {found} for one image: expected (1, {num_classes}), a value for each class")
     return model.train()

@@ -197,6 +197,14 @@ def test_an_edited_network_is_another_setting(tmp_path, monkeypatch, script):
     assert found[0]["arch"] != found[1]["arch"]
 
 
+@pytest.mark.parametrize("script", [directional_bias, nad_computation, poison_cifar])
+def test_the_help_names_every_option(script, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        script.main(["--help"])
+    text = capsys.readouterr().out
+    assert all(f"--{option.replace('_', '-')}" in text for option in vars(script.parse_arguments([])))
+
+
 def test_runs_of_other_noise_or_without_pooling_have_folders_of_their_own():
     endings = {"": "", "--sigma 3": "", "--sigma 1": "-sigma1", "--no-pooling --sigma 1": "-nopooling-sigma1"}
     for options, ending in endings.items():

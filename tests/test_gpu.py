@@ -87,7 +87,7 @@ def test_the_nads_of_the_same_networks_are_those_of_the_cpu(monkeypatch, estimat
     torch.testing.assert_close(sums.covariance(estimator).cpu(), of_cpu.covariance(estimator), rtol=1e-4, atol=1e-8)
 
 
-def test_nads_are_computed_in_two_calls_and_their_sums_are_kept_as_cpu_tensors():
+def test_nads_are_computed_in_two_calls_and_their_sums_are_kept():
     for number in (3, 5):
         command = ["--arch", "lenet", "--num-networks", number, *ON_GPU, "--output", "run"]
         nad_computation.main([str(argument) for argument in command])

@@ -9,12 +9,13 @@ import pytest
 import torch
 
 import nad_computation
-from models import identity, paper_name
-from nad_computation import NUM_NETWORKS, ROOT, compute_nads, draw_point, read_sums
+from models import build_model, identity, paper_name
+from nad_computation import NUM_NETWORKS, ROOT, STEP, compute_nads, draw_point, read_sums
 from tests.helpers import refusal, run_on_ranks
 from utils import runs
 from utils.covariance import NADs, log_variance_correlation, subspace_overlap
 from utils.directions import load_array, load_nads
+from utils.last_layer import draw_network, network_rows
 
 TINY = "tests.tiny_networks"
 PLAIN = f"{TINY}:plain"
@@ -65,7 +66,27 @@ def test_the_sampled_covariance_of_a_linear_model_is_isotropic_within_its_sampli
     np.testing.assert_allclose(nads.singular_values[[0, -1]], edges, rtol=0.03)
 
 
-# --- other arithmetic, other images
+# --- the two estimators, other arithmetic, other images
+
+
+def test_the_marginal_estimate_is_the_mean_of_many_sampled_ones_within_the_sampling_error():
+    number, point, both = 400, draw_point(image_size=8), []
+    for first, estimator in ((0, "marginal"), (number, "sampled")):  # from different networks
+        each = []
+        for network in range(first, first + number):
+            drawn = draw_network(lambda: build_model(PLAIN, 1, 1, 8), "cpu", 0, "network", network)
+            rows = network_rows(drawn, point, estimator=estimator, step=STEP)
+            each.append((rows.T @ rows).double())
+        both.append(torch.stack(each))  # (N, D, D)
+    difference = both[0].mean(0) - both[1].mean(0)
+    error = (both[0].var(0) / len(both[0]) + both[1].var(0) / len(both[1])).sqrt()
+    z = (difference / error)[torch.triu_indices(*difference.shape).unbind()]
+    assert z.abs().max() < 6 and abs(z.square().mean() - 1) < 0.5
+    # along the main directions, where a wrong σ_w² would show most
+    directions = torch.linalg.eigh(both[1].mean(0)).eigenvectors[:, -8:]
+    along = [torch.einsum("nij,ik,jk->nk", each, directions, directions) for each in both]
+    error = sum(each.var(0) / len(each) for each in along).sqrt()
+    assert ((along[0].mean(0) - along[1].mean(0)).abs() < 4.5 * error).all()
 
 
 def test_bf16_keeps_the_first_directions():

@@ -285,6 +285,12 @@ def test_everything_but_which_rows_are_wanted_counts_among_the_settings(nads_fil
     assert (none["nads"], none["transform"]) == ("", "none")
 
 
+def test_a_network_of_as_many_outputs_as_there_are_classes_is_enough(tmp_path, nads_file, no_figures):
+    write_folder(tmp_path / "two", classes=2)
+    arch = "tests.tiny_networks:two_colour_classes"
+    assert len(rows(start("run", nads_file, "--arch", arch, "--data", "two", "--epochs", 1))) == 1
+
+
 def test_other_images_are_refused_and_the_same_ones_elsewhere_are_not(tmp_path, folder, nads_file, no_figures, capsys):
     start("run", nads_file, "--epochs", 1)
     shutil.copytree(folder, "copy")

@@ -39,6 +39,7 @@ def tiny(change=lambda model: None, **sizes):
 
 plain = Tiny
 ten_outputs = tiny(num_classes=10)
+two_colour_classes = tiny(num_channels=3, num_classes=2, image_size=32)
 reparametrised_head = tiny(lambda model: nn.utils.parametrizations.weight_norm(model.head))
 zero_head = tiny(lambda model: nn.init.zeros_(model.head.weight))  # as torchvision's vision transformers start
 positive_head = tiny(lambda model: nn.init.uniform_(model.head.weight, 0, 0.1), features=256)

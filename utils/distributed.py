@@ -46,8 +46,7 @@ def barrier() -> None:
     except RuntimeError:
         if "RANK" not in os.environ:
             time.sleep(5)  # the script that started the ranks ends this one, once it has seen which was first
-        print(f"\nrank {rank()}: another rank has ended; the same command continues", file=sys.stderr)
-        raise SystemExit(1) from None
+        raise SystemExit(f"\nrank {rank()}: another rank has ended; the same command continues") from None
 
 
 def rank_device(device: torch.device) -> torch.device:
@@ -142,7 +141,10 @@ def _be_rank(
         dist.init_process_group("gloo", init_method=meeting_point, rank=rank, world_size=size, timeout=patience)
         function(*args)
     except SystemExit as error:
-        code = error.code
+        code = error.code or 0
+        if isinstance(code, str):
+            print(code, file=sys.stderr)
+            code = 1
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # gloo's threads may abort an interpreter that ends in the ordinary way

@@ -75,9 +75,12 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise ValueError(f"the checkpoint {path} cannot be read ({reason}): delete it to start again") from None
 
 
-def digest(content: bytes) -> str:
+def digest(*content: bytes | np.ndarray) -> str:
     """A short name for this content."""
-    return hashlib.blake2b(content, digest_size=8).hexdigest()
+    found = hashlib.blake2b(digest_size=8)
+    for part in content:
+        found.update(part)
+    return found.hexdigest()
 
 
 def settings(args: Namespace, *free: str, **derived: Any) -> dict[str, Any]:
@@ -291,7 +294,7 @@ def append_row(path: Path, row: dict[str, Any]) -> None:
         fcntl.lockf(file, fcntl.LOCK_EX)  # released on closing
         content = file.seek(0) or file.read()
         whole = content.rfind(b"\n") + 1
-        if whole and content[:whole].splitlines()[0] != ",".join(row).encode():
+        if whole and next(csv.reader(content[:whole].decode(errors="replace").splitlines())) != list(row):
             raise ValueError(f"{path} has other columns than {', '.join(row)}: name another file")
         file.truncate(whole)  # a line that a kill cut short
         file.write(_csv_text([row], header=not whole).encode())
