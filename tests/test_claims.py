@@ -128,6 +128,7 @@ def here():
         "LeNet, NADs by the paper's protocol": along_nads("nad_accuracies_lenet_sampled"),
         "LeNet, the NADs in `NADs/`": along_nads("nad_accuracies_lenet"),
         "VGG-11 (bn), its NADs": along_a_few("vgg11"),
+        "ResNet-18, its NADs": along_a_few("resnet18"),
         "LeNet: original → flipped": [column(f"{name}_lenet").mean() for name in ("original", "flip")],
         "VGG-11 (bn): original → flipped": [column(f"{name}_vgg11_bf16")[0] for name in ("original", "flip")],
         "ResNet-18 poisoned at 0, 400, 15 epochs instead of 50": column("poison_resnet18_bf16_15epochs"),
