@@ -70,6 +70,8 @@ def test_an_interrupted_training_continues_from_its_checkpoint_and_ends_with_the
     assert trained == [2, 3]
     for name in ("history-nad0-0.csv", "accuracies.csv"):
         np.testing.assert_allclose(numbers(Path("run") / name), numbers(Path("whole") / name), rtol=1e-3)
+    weights = torch.load("run/weights-nad0-0.pt", weights_only=True)  # as on a machine without a GPU
+    assert {value.device.type for value in weights.values()} == {"cpu"}
 
 
 @pytest.mark.parametrize("estimator", ["marginal", "sampled"])
