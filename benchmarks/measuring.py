@@ -26,6 +26,9 @@ SEED = 1  # not that of the arrays in NADs/: their covariance and the networks h
 PLAIN_PIXELS = {"densenet121": 128}  # all 1,024 with their graph take some 50 GB
 
 
+wait_for_all: Callable[[], int]  # of the processes that measure at once, each after its warm-up
+
+
 def how_many_at_once(arch: str, device: torch.device) -> int:
     """The processes that the scripts start for a network: one on each core for a small one (`distributed.launch`)."""
     return distributed.num_cores() if distributed.is_small(build_model(arch, 1, 1), device) else 1
@@ -42,7 +45,8 @@ def in_processes(number: int, function: Callable[..., Any], *args: Any) -> list[
 def _enter(threads: int, together: Barrier) -> None:
     multiprocessing.set_start_method(None, force=True)  # a DataLoader's workers start as they do elsewhere
     torch.set_num_threads(threads)
-    together.wait()
+    global wait_for_all
+    wait_for_all = together.wait
 
 
 def peak_memory(device: torch.device) -> float:
@@ -68,6 +72,7 @@ def training(
     here = partial(train, precision=precision, generator=torch.Generator(device).manual_seed(0))
     run = partial(here if precision else train_plainly, model, **RECIPE | {"epochs": 1})
     run(images[:256], labels[:256])  # chooses algorithms and touches memory for the first time
+    wait_for_all()
     start = time.perf_counter()
     run(images, labels)
     return len(images) / (time.perf_counter() - start), peak_memory(device)
@@ -78,6 +83,7 @@ def plain_gradient(arch: str, device: torch.device) -> tuple[float, float]:
     point, model = draw_point(seed=SEED).to(device), build_model(arch, 1, 1).eval().to(device)
     pixels = PLAIN_PIXELS.get(arch, point.numel())
     gradient_plainly(model, point, pixels=1)  # the first time is slow
+    wait_for_all()
     start = time.perf_counter()
     gradient_plainly(model, point, pixels=pixels).cpu()
     return (time.perf_counter() - start) * point.numel() / pixels, peak_memory(device)
@@ -86,6 +92,7 @@ def plain_gradient(arch: str, device: torch.device) -> tuple[float, float]:
 def marginal_networks(arch: str, device: torch.device, networks: int) -> tuple[float, float, list[np.ndarray]]:
     """Seconds a network here, its drawing included, and peak memory; and the rows (F, D) of each network."""
     point, rows, seconds = draw_point(seed=SEED).to(device), [], []
+    wait_for_all()
     for number in range(networks):
         start = time.perf_counter()
         network = draw_network(lambda: build_model(arch, 1, 1), device, SEED, "network", number)
@@ -112,6 +119,7 @@ def variance_reduction(rows: list[np.ndarray], squared_norm: float | None = None
 def predicted_map(arch: str, device: torch.device) -> tuple[float, int]:
     """Seconds of the predicted map from one network, the first of its process, and its number of directions."""
     directions = torch.stack(list(fourier_map().values())).to(device)
+    wait_for_all()
     start = time.perf_counter()
     variance_along(directions, arch=arch, num_networks=1, seed=SEED)
     return time.perf_counter() - start, len(directions)

@@ -2,11 +2,11 @@
 
     python benchmarks/table.py --arch lenet resnet18
 
-The plain way runs before and after, as the speed of a shared machine varies. The plain training is fp32; bf16 is timed
-where the processor has it, for the large networks also with torch's own convolutions (utils/convolution.py). A map by
-training is extrapolated from the rate in fp32, without its tests. A marginal network is worth so many sampled ones in
-the Frobenius norm of the covariance's error, and after whitening, where all directions count the same; times the ratio
-in seconds, that is the ratio in time to equal fidelity.
+The plain way runs before and after, as the speed of a shared machine varies. The plain training is fp32, on a GPU with
+convolutions that torch rounds to TF32. bf16 is timed where the processor has it, on a CPU for the large networks also
+with torch's own convolutions (utils/convolution.py). A map by training is extrapolated from the rate in fp32, without
+its tests. A marginal network is worth so many sampled ones in the Frobenius norm of the covariance's error, and after
+whitening, where all directions count the same; times the ratio in seconds, that is the ratio in time to equal fidelity.
 """
 
 import sys
@@ -36,10 +36,11 @@ NETWORKS = {"lenet": 40}  # whose NADs are timed; 4 of the others
 SAMPLES = RECIPE["epochs"] * DATA["num_train"]  # images that the training on a direction sees
 
 
-def measure_training(arch: str, steps: int, device: torch.device) -> dict[str, tuple[float, float]]:
+def measure_training(arch: str, steps: int, device: torch.device, at_once: int) -> dict[str, tuple[float, float]]:
     """Images a second of all processes, and peak memory of one: the plain way, and ours by precision."""
-    found, at_once = {}, how_many_at_once(arch, device)
-    kinds = {"fp32": ("fp32",)}
+    found, kinds = {}, {"fp32": ("fp32",)}
+    if device.type == "cuda":
+        kinds["tf32"] = ("tf32",)
     if device.type == "cuda" or torch.cpu.get_capabilities().get("avx512_bf16"):
         kinds["bf16"] = ("bf16",)
     if device.type == "cpu" and "bf16" in kinds and arch != "lenet":
@@ -52,9 +53,9 @@ def measure_training(arch: str, steps: int, device: torch.device) -> dict[str, t
     return {"plain": (harmonic_mean(rate for rate, _ in plain), plain[0][1])} | found
 
 
-def training_rows(arch: str, found: dict[str, tuple[float, float]], device: torch.device) -> list[str]:
+def training_rows(arch: str, found: dict[str, tuple[float, float]], at_once: int) -> list[str]:
     """Images a second, and seconds a direction of experiment 1."""
-    (plain, plain_memory), at_once = found["plain"], how_many_at_once(arch, device)
+    plain, plain_memory = found["plain"]
     return [
         f"{paper_name(arch)} | {precision} | {plain:,.0f}, {plain_memory:.1f} GB | {here:,.0f}, {at_once} × "
         f"{memory:.1f} GB | {SAMPLES / plain:,.1f} s | {SAMPLES / here:,.1f} s | {here / plain:.1f}"
@@ -63,9 +64,9 @@ def training_rows(arch: str, found: dict[str, tuple[float, float]], device: torc
     ]
 
 
-def nads_row(arch: str, networks: int, device: torch.device) -> str:
+def nads_row(arch: str, networks: int, device: torch.device, at_once: int) -> str:
     """Seconds a network, its worth in sampled ones, and the ratio in time to equal fidelity."""
-    at_once, name = how_many_at_once(arch, device), ROOT / "NADs" / paper_name(arch)
+    name = ROOT / "NADs" / paper_name(arch)
     plain = in_processes(1, measuring.plain_gradient, arch, device)
     found = in_processes(at_once, measuring.marginal_networks, arch, device, networks)
     plain += in_processes(1, measuring.plain_gradient, arch, device)
@@ -98,6 +99,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--table", nargs="+", choices=TABLES, default=list(TABLES), help="which tables")
     parser.add_argument("--steps", type=cli.positive_int, help="of training (default: by network and device)")
     parser.add_argument("--networks", type=cli.positive_int, help="for NADs, 2 or more (default: 40 LeNets, 4 others)")
+    at_once = "that share the device, as ranks of torchrun do (default: as many as the scripts start)"
+    parser.add_argument("--processes", type=cli.positive_int, metavar="N", help=at_once)
     cli.add_device_argument(parser)
     args = parser.parse_args(argv)
     if args.networks == 1:
@@ -107,12 +110,13 @@ def main(argv: list[str] | None = None) -> None:
     for table in args.table:
         print(f"\n| {TABLES[table]} |\n|{'---|' * len(TABLES[table].split('|'))}")
         for arch in args.arch:
+            at_once = args.processes or how_many_at_once(arch, device)
             if table == "nads":
-                rows = [nads_row(arch, args.networks or NETWORKS.get(arch, 4), device)]
+                rows = [nads_row(arch, args.networks or NETWORKS.get(arch, 4), device, at_once)]
             else:
                 steps = args.steps or (400 if device.type == "cuda" else STEPS.get(arch, 4))
-                found = trainings[arch] = trainings.get(arch) or measure_training(arch, steps, device)
-                rows = training_rows(arch, found, device) if table == "training" else [map_row(arch, found, device)]
+                found = trainings[arch] = trainings.get(arch) or measure_training(arch, steps, device, at_once)
+                rows = training_rows(arch, found, at_once) if table == "training" else [map_row(arch, found, device)]
             print(*(f"| {row} |" for row in rows), sep="\n", flush=True)
 
 
