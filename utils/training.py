@@ -50,12 +50,6 @@ def _set_switches(matmul: str, on_cpu: str, conv: str, rnn: str) -> None:
         switch.fp32_precision = value
 
 
-def layout(precision: str, device: torch.device | str) -> torch.memory_format:
-    """How images lie in memory: channels last, but for fp32 on a GPU, whose kernels in cuDNN want them first."""
-    first = precision == "fp32" and torch.device(device).type == "cuda"
-    return torch.contiguous_format if first else torch.channels_last
-
-
 def learning_rate(max_lr: float, epoch: int, step: int, steps: int, epochs: int) -> float:
     """The rate of step `step` (from 0): max_lr·(1 − t/epochs) with t = epoch + (step + 1)/steps."""
     return max_lr * (1 - (epoch + (step + 1) / steps) / epochs)
@@ -87,8 +81,7 @@ def train(
     on, and NAME_accuracy (%) of each of the `tests`, images and labels by name. It ends early, with a loss that is not
     finite, when it diverges.
     """
-    memory_format = layout(precision, images.device)
-    model.to(memory_format=memory_format)
+    model.to(memory_format=torch.channels_last)
     parameters = list(model.parameters())
     optimizer = torch.optim.SGD(parameters, lr=max_lr, momentum=momentum, weight_decay=weight_decay)
     history = load_epochs(checkpoint, model, optimizer, generator) if checkpoint else []
@@ -105,7 +98,7 @@ def train(
             for step, batch in enumerate(batches):
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate(max_lr, epoch, step, len(batches), epochs)
-                logits = model(images[batch].contiguous(memory_format=memory_format))
+                logits = model(images[batch].contiguous(memory_format=torch.channels_last))
                 loss = F.cross_entropy(logits, labels[batch])
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
@@ -135,7 +128,7 @@ def evaluate(
     num_correct = torch.zeros((), device=images.device, dtype=torch.int64)
     with precision_mode(precision, images.device):
         for x, y in zip(images.split(batch_size), labels.split(batch_size), strict=True):
-            logits = model(x.contiguous(memory_format=layout(precision, x.device)))
+            logits = model(x.contiguous(memory_format=torch.channels_last))
             num_correct += (logits.argmax(1) == y).sum()
     return 100 * num_correct.item() / len(images)
 
