@@ -3,14 +3,15 @@
 #     bash benchmarks/on_gpu.sh RESULTS STATE [DATA]
 # The same command again continues, until it says "all done". STATE keeps rows, checkpoints and what is done; RESULTS
 # gets each step's output, its seconds, and the small files. DATA is CIFAR-10's folder, or one of images; without it
-# those steps are skipped. From the environment: PYTHON, the interpreter; LIMIT, seconds of a call; OPTIONS of the
-# runs, like "--precision bf16" or "--device cpu"; SMALL=1, tiny sizes, to try it: these in folders of their own.
+# those steps are skipped. From the environment: PYTHON, the interpreter; LIMIT, seconds of a call; RANKS, processes that
+# share the GPU; OPTIONS of the runs, like "--precision bf16" or "--device cpu"; SMALL=1, tiny sizes, to try it: these
+# in folders of their own.
 set -u
 trap 'kill ${!:-}; exit 130' INT TERM
 export TQDM_MININTERVAL=10 # seconds: the output goes to files
-[[ $# -ge 2 ]] || { sed -n '2,7s/^# \{0,1\}//p' "$0"; exit 2; }
+[[ $# -ge 2 ]] || { sed -n '2,8s/^# \{0,1\}//p' "$0"; exit 2; }
 mkdir -p "$1" "$2"
-results=$(realpath "$1") state=$(realpath "$2") data=$(realpath -m "${3:-/nowhere}") limit=${LIMIT:-570} failed=0
+results=$(realpath "$1") state=$(realpath "$2") data=$(realpath -m "${3:-/nowhere}") limit=${LIMIT:-570} ranks=${RANKS:-6} failed=0
 cd "$(dirname "$0")/.." || exit 2
 read -ra options <<<"${OPTIONS:-}"
 tables=(lenet resnet18 vgg11 densenet121) table=() cells=() size=() epochs=() networks=() nads=10:1000:52
@@ -34,7 +35,10 @@ step() { # NAME COMMAND...: do what is not done yet, in the time that is left
     elif ((SECONDS - start >= left)); then end 75 "time is up: the same command continues with $1"
     else failed=1 && tail -n 1 "$results/$1.txt"; fi
 }
-run() { step "$1" "$2.py" --output "$state/$1" "${options[@]}" "${@:3}"; } # NAME SCRIPT OPTION...
+run() { # NAME SCRIPT OPTION...
+    local shared=(-m torch.distributed.run --nproc-per-node "$ranks")
+    step "$1" "${shared[@]}" "$2.py" --output "$state/$1" "${options[@]}" "${@:3}"
+}
 map() { run "$1" directional_bias --arch "${@:2}" "${size[@]}" "${cells[@]}"; }
 cifar() {
     [[ -d $data/train || -d $data/cifar-10-batches-py ]] || { echo "$1: skipped, no images in $data" && return; }

@@ -74,6 +74,13 @@ def along_nads(name):
     return [stats.spearmanr(column(name, "nad_index"), column(name))[0], len(rows(name)), *curve]
 
 
+def of_precision(name):
+    """bf16 less fp32: in the mean over cells, lowest, highest; and the mean spread between seeds in fp32."""
+    bf16, fp32 = (runs.mean_and_spread(rows(f"precision_{name}_{kind}"), KEYS) for kind in ("bf16", "fp32"))
+    shift = [bf16[cell][0] - fp32[cell][0] for cell in fp32]
+    return [np.mean(shift), min(shift), max(shift), np.nanmean([noise for _, noise, _ in fp32.values()])]
+
+
 def along_a_few(name):
     """Accuracies along single NADs, each with its index."""
     found = runs.means(rows(f"nad_accuracies_{name}_bf16"), ["nad_index"])
@@ -86,8 +93,8 @@ def here():
     ours, vgg11, sampled = (
         pick("published_comparison", f"{file}_NADs.npy", *six) for file in ("NADs/LeNet", "VGG11", "sampled/LeNet")
     )
-    bf16, fp32 = (runs.mean_and_spread(rows(f"precision_lenet_{name}"), KEYS) for name in ("bf16", "fp32"))
-    shift, noise = [bf16[cell][0] - fp32[cell][0] for cell in fp32], np.mean([noise for _, noise, _ in fp32.values()])
+    by_gpu, by_cpu = (column(f"directional_bias_lenet{where}") for where in ("_gpu", ""))
+    after = column("poison_resnet18_bf16_39epochs")
     (logreg, lenet), files = map(on_map, ("logreg", "lenet")), sorted((ROOT / "NADs").glob("*_eigenvals.npy"))
     spectra = {file.name.split("_")[0]: np.load(file).astype(float) for file in files}
     ends = {name: values[[0, 1022]] for name, values in spectra.items()}
@@ -108,7 +115,12 @@ def here():
             "directional_bias_resnet18_bf16_published", "", *errors[1:]
         ),
         "DenseNet-121: mean, range, cells ≥ 90 %, < 55 %": part("densenet121"),
-        "bf16 against fp32, LeNet at six cells, three seeds each": [np.mean(shift), min(shift), max(shift), noise],
+        "LeNet: the map from a GPU against that from a CPU: correlation; mean difference": [
+            np.corrcoef(by_gpu, by_cpu)[0, 1],
+            np.abs(by_gpu - by_cpu).mean(),
+        ],
+        "bf16 against fp32, LeNet at six cells, three seeds each": of_precision("lenet"),
+        "bf16 against fp32, VGG-11 at six cells, one or two seeds each": of_precision("vgg11"),
         "LeNet without pooling, σ = 1": ablation("nopooling_sigma1"),
         "the same with pooling": ablation("sigma1"),
         "the same without pooling at σ = 3": ablation("nopooling"),
@@ -132,6 +144,7 @@ def here():
         "LeNet: original → flipped": [column(f"{name}_lenet").mean() for name in ("original", "flip")],
         "VGG-11 (bn): original → flipped": [column(f"{name}_vgg11_bf16")[0] for name in ("original", "flip")],
         "ResNet-18 poisoned at 0, 400, 15 epochs instead of 50": column("poison_resnet18_bf16_15epochs"),
+        "ResNet-18 poisoned at 0, after 39 of the 50 epochs": [after[-1], after[5:].min(), after[5:].max(), 6],
         "ResNet-18: original → flipped, 15 epochs instead of 50": [
             column(f"{name}_resnet18_bf16_15epochs")[0] for name in ("original", "flip")
         ],
