@@ -23,10 +23,11 @@ from utils.last_layer import draw_network, network_rows
 from utils.training import train
 
 SEED = 1  # not that of the arrays in NADs/: their covariance and the networks here are independent
+PATIENCE = 600  # seconds for the others' warm-up: one that has failed does not come
 PLAIN_PIXELS = {"densenet121": 128}  # all 1,024 with their graph take some 50 GB
 
 
-wait_for_all: Callable[[], int]  # of the processes that measure at once, each after its warm-up
+wait_for_all: Callable[[], int]  # called after its warm-up by each of the processes that measure at once
 
 
 def how_many_at_once(arch: str, device: torch.device) -> int:
@@ -37,7 +38,7 @@ def how_many_at_once(arch: str, device: torch.device) -> int:
 def in_processes(number: int, function: Callable[..., Any], *args: Any) -> list[Any]:
     """Call the function in so many new processes at once, which share the cores, and return what they return."""
     context = multiprocessing.get_context("spawn")
-    threads, together = max(1, distributed.num_cores() // number), context.Barrier(number)
+    threads, together = max(1, distributed.num_cores() // number), context.Barrier(number, timeout=PATIENCE)
     with ProcessPoolExecutor(number, context, _enter, (threads, together)) as pool:
         return [future.result() for future in [pool.submit(function, *args) for _ in range(number)]]
 

@@ -1,17 +1,18 @@
 #!/usr/bin/env bash
-# Most of what the README marks "not run", on a GPU, the most telling first, in calls of under ten minutes:
+# Most of what the README marks as not run, and times, on a GPU, the most telling first, in calls of under ten minutes:
 #     bash benchmarks/on_gpu.sh RESULTS STATE [DATA]
 # The same command again continues, until it says "all done". STATE keeps rows, checkpoints and what is done; RESULTS
 # gets each step's output, its seconds, and the small files. DATA is CIFAR-10's folder, or one of images; without it
-# those steps are skipped. From the environment: PYTHON, the interpreter; LIMIT, seconds of a call; RANKS, processes that
-# share the GPU; OPTIONS of the runs, like "--precision bf16" or "--device cpu"; SMALL=1, tiny sizes, to try it: these
-# in folders of their own.
+# those steps are skipped. From the environment: PYTHON, the interpreter; LIMIT, seconds of a call; RANKS, processes
+# that share the GPU; OPTIONS of the runs, like "--precision bf16" or "--device cpu"; SMALL=1, tiny sizes, to try it:
+# these in folders of their own.
 set -u
 trap 'kill ${!:-}; exit 130' INT TERM
 export TQDM_MININTERVAL=10 # seconds: the output goes to files
 [[ $# -ge 2 ]] || { sed -n '2,8s/^# \{0,1\}//p' "$0"; exit 2; }
 mkdir -p "$1" "$2"
-results=$(realpath "$1") state=$(realpath "$2") data=$(realpath -m "${3:-/nowhere}") limit=${LIMIT:-570} ranks=${RANKS:-6} failed=0
+results=$(realpath "$1") state=$(realpath "$2") data=$(realpath -m "${3:-/nowhere}") limit=${LIMIT:-570} failed=0
+ranks=${RANKS:-6}
 cd "$(dirname "$0")/.." || exit 2
 read -ra options <<<"${OPTIONS:-}"
 tables=(lenet resnet18 vgg11 densenet121) table=() cells=() size=() epochs=() networks=() nads=10:1000:52
@@ -33,7 +34,7 @@ step() { # NAME COMMAND...: do what is not done yet, in the time that is left
     echo "$1,$((SECONDS - start)),$code" | tee -a "$results/seconds.csv" # of this call; code 0: done
     if ((code == 0)); then touch "$state/$1.done"
     elif ((SECONDS - start >= left)); then end 75 "time is up: the same command continues with $1"
-    else failed=1 && tail -n 1 "$results/$1.txt"; fi
+    else failed=1 && echo "$1 failed: see $results/$1.txt"; fi
 }
 run() { # NAME SCRIPT OPTION...
     local shared=(-m torch.distributed.run --nproc-per-node "$ranks")
@@ -46,7 +47,9 @@ cifar() {
 }
 
 step tests -m pytest -q -m gpu tests --ignore tests/test_notebook.py
-for arch in "${tables[@]}"; do step "table-$arch" benchmarks/table.py --arch "$arch" "${table[@]}"; done
+for arch in "${tables[@]}"; do
+    step "table-$arch" benchmarks/table.py --arch "$arch" --processes "$ranks" "${table[@]}"
+done
 run predict-resnet18 directional_bias --arch resnet18 --predict
 run nads-lenet nad_computation --arch lenet "${networks[@]}"
 run along-nads-resnet18 directional_bias --arch resnet18 --directions nads --nad-index $nads "${size[@]}"

@@ -99,8 +99,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--table", nargs="+", choices=TABLES, default=list(TABLES), help="which tables")
     parser.add_argument("--steps", type=cli.positive_int, help="of training (default: by network and device)")
     parser.add_argument("--networks", type=cli.positive_int, help="for NADs, 2 or more (default: 40 LeNets, 4 others)")
-    at_once = "that share the device, as ranks of torchrun do (default: as many as the scripts start)"
-    parser.add_argument("--processes", type=cli.positive_int, metavar="N", help=at_once)
+    ranks = "that share the device, as ranks of torchrun do (default: as many as the scripts start)"
+    parser.add_argument("--processes", type=cli.positive_int, metavar="N", help=ranks)
     cli.add_device_argument(parser)
     args = parser.parse_args(argv)
     if args.networks == 1:

@@ -75,10 +75,13 @@ def along_nads(name):
 
 
 def of_precision(name):
-    """bf16 less fp32: in the mean over cells, lowest, highest; and the mean spread between seeds in fp32."""
-    bf16, fp32 = (runs.mean_and_spread(rows(f"precision_{name}_{kind}"), KEYS) for kind in ("bf16", "fp32"))
-    shift = [bf16[cell][0] - fp32[cell][0] for cell in fp32]
-    return [np.mean(shift), min(shift), max(shift), np.nanmean([noise for _, noise, _ in fp32.values()])]
+    """bf16 less fp32, of the seeds that have both: mean over cells, lowest, highest; mean spread of fp32 over seeds."""
+    bf16, fp32 = (runs.means(rows(f"precision_{name}_{kind}"), (*KEYS, "repetition")) for kind in ("bf16", "fp32"))
+    shifts = {}
+    for *cell, seed in bf16.keys() & fp32.keys():
+        shifts.setdefault(tuple(cell), []).append(bf16[*cell, seed] - fp32[*cell, seed])
+    shift, spreads = list(map(np.mean, shifts.values())), runs.mean_and_spread(rows(f"precision_{name}_fp32"), KEYS)
+    return [np.mean(shift), min(shift), max(shift), np.nanmean([spread for _, spread, _ in spreads.values()])]
 
 
 def along_a_few(name):
@@ -93,8 +96,9 @@ def here():
     ours, vgg11, sampled = (
         pick("published_comparison", f"{file}_NADs.npy", *six) for file in ("NADs/LeNet", "VGG11", "sampled/LeNet")
     )
-    by_gpu, by_cpu = (column(f"directional_bias_lenet{where}") for where in ("_gpu", ""))
-    after = column("poison_resnet18_bf16_39epochs")
+    by_gpu, by_cpu = (runs.means(rows(name), KEYS) for name in ("lenet_map_gpu", "directional_bias_lenet"))
+    both = np.array([(by_gpu[cell], by_cpu[cell]) for cell in by_cpu])
+    after = column("history_poison_resnet18_bf16")
     (logreg, lenet), files = map(on_map, ("logreg", "lenet")), sorted((ROOT / "NADs").glob("*_eigenvals.npy"))
     spectra = {file.name.split("_")[0]: np.load(file).astype(float) for file in files}
     ends = {name: values[[0, 1022]] for name, values in spectra.items()}
@@ -115,9 +119,8 @@ def here():
             "directional_bias_resnet18_bf16_published", "", *errors[1:]
         ),
         "DenseNet-121: mean, range, cells ≥ 90 %, < 55 %": part("densenet121"),
-        "LeNet: the map from a GPU against that from a CPU: correlation; mean difference": [
-            np.corrcoef(by_gpu, by_cpu)[0, 1],
-            np.abs(by_gpu - by_cpu).mean(),
+        "LeNet from a GPU, against that from a CPU: cells, correlation; mean difference": [
+            *(len(both), np.corrcoef(both.T)[0, 1], np.abs(both[:, 0] - both[:, 1]).mean())
         ],
         "bf16 against fp32, LeNet at six cells, three seeds each": of_precision("lenet"),
         "bf16 against fp32, VGG-11 at six cells, one or two seeds each": of_precision("vgg11"),
