@@ -40,7 +40,7 @@ ROOT = Path(__file__).resolve().parent
 # The paper's training. Only LeNet's max_lr is known; the others' maps may have been made with another.
 RECIPE = {"epochs": 20, "batch_size": 128, "max_lr": 0.5, "momentum": 0.0, "weight_decay": 0.0, "clip_norm": 0.5}
 DATA = {"num_train": 10_000, "num_test": 10_000, "epsilon": 1.0}  # samples, and ε: ⟨x, v⟩ = ±ε
-SIGMA = {"fourier": 3.0, "random": 3.0, "nads": 1.0}  # the paper's noise σ, by the family of directions
+SIGMA = {"fourier": 3.0, "random": 3.0, "nads": 1.0}  # the paper's noise σ; but 3 fits its ResNet-18 along NADs
 KEYS = {"fourier": ("frequency_y", "frequency_x"), "random": ("random_index",), "nads": ("nad_index",)}
 # Untrained networks for a prediction; they are sampled where no linear layer ends them.
 NUM_NETWORKS = {"marginal": 4, "sampled": 200}

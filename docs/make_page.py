@@ -30,7 +30,7 @@ FREQUENCY = KEYS["fourier"]
 GRID = [(y, x) for y in frequency_grid(32) for x in frequency_grid(32)]  # the order of all maps in the page
 FIRST, EVERY, NEAREST = 64, 16, 5  # the first NADs and every 16th after them; the architectures most like one
 CURVES = {"": "the NADs of NADs/", "_bf16": "the NADs of NADs/, in bf16", "_sampled": "NADs by the paper's protocol"}
-CURVES |= {"_published_nads": "the published NADs"}
+CURVES |= {"_sigma3_bf16": "the NADs of NADs/, σ = 3, in bf16", "_published_nads": "the published NADs"}
 KINDS = ("poison", "original", "flip")  # trainings on CIFAR-10
 
 

@@ -144,6 +144,7 @@ def here():
         "LeNet, the NADs in `NADs/`": along_nads("nad_accuracies_lenet"),
         "VGG-11 (bn), its NADs": along_a_few("vgg11"),
         "ResNet-18, its NADs": along_a_few("resnet18"),
+        "ResNet-18, its NADs, σ = 3": along_a_few("resnet18_sigma3"),
         "LeNet: original → flipped": [column(f"{name}_lenet").mean() for name in ("original", "flip")],
         "VGG-11 (bn): original → flipped": [column(f"{name}_vgg11_bf16")[0] for name in ("original", "flip")],
         "ResNet-18 poisoned at 0, 400, 15 epochs instead of 50": column("poison_resnet18_bf16_15epochs"),
@@ -263,6 +264,15 @@ def test_where_learning_sets_in_by_the_default_of_four_networks_and_with_less_no
             found = limits(share(*variance_along(directions, sigma=1.0, seed=seed)), accuracies)
             assert unlearnt[0] <= found[0] <= unlearnt[1] and learnt[0] <= found[1] <= learnt[1], found
     assert "from a share of 0.04 to 0.05, by seed" in said and "at chance up to 0.53 and above 75 % from 1.0" in said
+
+
+def test_shares_along_resnet18s_nads_are_as_said_and_learning_sets_in_at_one_half_there_too():
+    means = runs.means(rows("nad_accuracies_resnet18_sigma3_bf16"), ["nad_index"])
+    nads = load_nads(ROOT / "NADs" / "ResNet18_NADs.npy", 1024)[[index for (index,) in means]].view(-1, 1, 32, 32)
+    shares, accuracies = share(*variance_along(nads, arch="resnet18")), np.array(list(means.values()))
+    said = " ".join(README.split()).split("the shares by four networks are ")[1]
+    assert says(said.split(" %.")[0], [*shares, *accuracies])
+    assert all(accuracies[shares > 0.53] > UNLEARNT) and all(accuracies[shares < 0.45] <= LEARNT)
 
 
 def test_with_a_tenth_of_the_strength_four_networks_rank_lenets_cells_worse_than_the_rule():
