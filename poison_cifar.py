@@ -136,7 +136,7 @@ def run(args: Namespace, nads: torch.Tensor | None) -> None:
     if distributed.rank() == 0:
         distributed.barrier()
     tensors = (data.train_images, data.train_labels, data.test_images, data.test_labels)
-    images_digest = runs.digest(*(tensor.numpy() for tensor in tensors))
+    images_digest = runs.digest(b"".join(tensor.numpy() for tensor in tensors))
     measured = (args.data / "train").is_dir()  # images other than CIFAR-10's own
     mean, std = cifar.channel_statistics(data.train_images) if measured else (cifar.CIFAR10_MEAN, cifar.CIFAR10_STD)
     data, nads = data.to(device), None if nads is None else nads.to(device)

@@ -25,8 +25,6 @@ from utils.training import train
 SEED = 1  # not that of the arrays in NADs/: their covariance and the networks here are independent
 PATIENCE = 600  # seconds for the others' warm-up: one that has failed does not come
 PLAIN_PIXELS = {"densenet121": 128}  # all 1,024 with their graph take some 50 GB
-
-
 wait_for_all: Callable[[], int]  # called after its warm-up by each of the processes that measure at once
 
 
@@ -84,7 +82,6 @@ def plain_gradient(arch: str, device: torch.device) -> tuple[float, float]:
     point, model = draw_point(seed=SEED).to(device), build_model(arch, 1, 1).eval().to(device)
     pixels = PLAIN_PIXELS.get(arch, point.numel())
     gradient_plainly(model, point, pixels=1)  # the first time is slow
-    wait_for_all()
     start = time.perf_counter()
     gradient_plainly(model, point, pixels=pixels).cpu()
     return (time.perf_counter() - start) * point.numel() / pixels, peak_memory(device)
@@ -120,7 +117,6 @@ def variance_reduction(rows: list[np.ndarray], squared_norm: float | None = None
 def predicted_map(arch: str, device: torch.device) -> tuple[float, int]:
     """Seconds of the predicted map from one network, the first of its process, and its number of directions."""
     directions = torch.stack(list(fourier_map().values())).to(device)
-    wait_for_all()
     start = time.perf_counter()
     variance_along(directions, arch=arch, num_networks=1, seed=SEED)
     return time.perf_counter() - start, len(directions)

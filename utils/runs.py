@@ -75,12 +75,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise ValueError(f"the checkpoint {path} cannot be read ({reason}): delete it to start again") from None
 
 
-def digest(*content: bytes | np.ndarray) -> str:
+def digest(content: bytes) -> str:
     """A short name for this content."""
-    found = hashlib.blake2b(digest_size=8)
-    for part in content:
-        found.update(part)
-    return found.hexdigest()
+    return hashlib.blake2b(content, digest_size=8).hexdigest()
 
 
 def settings(args: Namespace, *free: str, **derived: Any) -> dict[str, Any]:
