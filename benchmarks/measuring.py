@@ -18,9 +18,9 @@ from directional_bias import RECIPE, variance_along
 from models import build_model
 from nad_computation import STEP, draw_point
 from utils import convolution, distributed
+from utils import training as recipe
 from utils.directions import fourier_map
 from utils.last_layer import draw_network, network_rows
-from utils.training import train
 
 SEED = 1  # not that of the arrays in NADs/: their covariance and the networks here are independent
 PATIENCE = 600  # seconds for the others' warm-up: one that has failed does not come
@@ -57,18 +57,18 @@ def peak_memory(device: torch.device) -> float:
 
 
 def training(
-    arch: str, steps: int, device: torch.device, precision: str | None, products: bool = True
+    arch: str, steps: int, device: torch.device, precision: str | None, faster: bool = True
 ) -> tuple[float, float]:
     """Images a second and peak memory of experiment 1; the plain way, in fp32, where there is no precision.
 
-    Without `products`, small convolutions in bf16 on a CPU are left to torch.
+    Not `faster`: small convolutions in bf16 on a CPU are left to torch, a GPU's kernels are launched one by one.
     """
-    if not products:
-        convolution.MAX_PIXELS = 0  # of this process
+    if not faster:  # in this process
+        convolution.MAX_PIXELS, recipe.as_graphs = 0, lambda model, *_: model
     model = build_model(arch, 1, 2).to(device)
     images = torch.randn(steps * RECIPE["batch_size"], 1, 32, 32, device=device if precision else "cpu")
     labels = torch.randint(2, (len(images),), device=images.device)
-    here = partial(train, precision=precision, generator=torch.Generator(device).manual_seed(0))
+    here = partial(recipe.train, precision=precision, generator=torch.Generator(device).manual_seed(0))
     run = partial(here if precision else train_plainly, model, **RECIPE | {"epochs": 1})
     run(images[:256], labels[:256])  # chooses algorithms and touches memory for the first time
     wait_for_all()

@@ -3,10 +3,11 @@
     python benchmarks/table.py --arch lenet resnet18
 
 The plain way runs before and after, as the speed of a shared machine varies. The plain training is fp32, on a GPU with
-convolutions that torch rounds to TF32. bf16 is timed where the processor has it, on a CPU for the large networks also
-with torch's own convolutions (utils/convolution.py). A map by training is extrapolated from the rate in fp32, without
-its tests. A marginal network is worth so many sampled ones in the Frobenius norm of the covariance's error, and after
-whitening, where all directions count the same; times the ratio in seconds, that is the ratio in time to equal fidelity.
+convolutions that torch rounds to TF32. bf16 is timed where the processor has it; on a CPU for the large networks also
+with torch's own convolutions (utils/convolution.py), on a GPU also without graphs (`as_graphs` in utils/training.py). A
+map by training is extrapolated from the rate in fp32, without its tests. A marginal network is worth so many sampled
+ones in the Frobenius norm of the covariance's error, and after whitening, where all directions count the same; times
+the ratio in seconds, that is the ratio in time to equal fidelity.
 """
 
 import sys
@@ -40,11 +41,11 @@ def measure_training(arch: str, steps: int, device: torch.device, at_once: int) 
     """Images a second of all processes, and peak memory of one: the plain way, and ours by precision."""
     found, kinds = {}, {"fp32": ("fp32",)}
     if device.type == "cuda":
-        kinds["tf32"] = ("tf32",)
-    if device.type == "cuda" or torch.cpu.get_capabilities().get("avx512_bf16"):
+        kinds |= {"tf32": ("tf32",), "bf16": ("bf16",), "bf16, without graphs": ("bf16", False)}
+    elif torch.cpu.get_capabilities().get("avx512_bf16"):
         kinds["bf16"] = ("bf16",)
-    if device.type == "cpu" and "bf16" in kinds and arch != "lenet":
-        kinds["bf16, torch's convolutions"] = ("bf16", False)
+        if arch != "lenet":
+            kinds["bf16, torch's convolutions"] = ("bf16", False)
     plain = in_processes(1, measuring.training, arch, steps, device, None)
     for kind, options in kinds.items():
         rates, memory = zip(*in_processes(at_once, measuring.training, arch, steps, device, *options), strict=True)

@@ -1,5 +1,7 @@
 """The recipe: one linear model followed by hand, the precision switches, and the count of right answers."""
 
+import contextlib
+import copy
 import math
 
 import pytest
@@ -10,11 +12,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 from directional_bias import train_on_direction
-from models import LeNet, LogReg
+from models import LeNet, LogReg, build_model
+from tests import tiny_networks
 from tests.helpers import count_epochs
 from utils import runs, training
 from utils.directions import fourier_direction, random_direction
-from utils.training import SWITCHES, evaluate, learning_rate, precision_mode, train
+from utils.training import SWITCHES, as_graphs, evaluate, learning_rate, precision_mode, train
 
 RECIPE = {"epochs": 3, "batch_size": 4, "max_lr": 0.5, "momentum": 0.0, "weight_decay": 0.0, "clip_norm": 0.5}
 
@@ -248,3 +251,32 @@ def test_tf32_rounds_and_fp32_does_not():
         with precision_mode(precision, "cuda"):
             errors[precision] = (a @ a - exact).abs().max().item()
     assert errors["fp32"] < 1e-3 < errors["tf32"]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_recording_graphs_leaves_statistics_and_images_as_they_were(capsys, monkeypatch, fails):
+    """On a CPU, with a stand-in for torch's recording."""
+
+    def record(network, samples, **_):
+        for _ in range(3):
+            network(*samples)
+        samples[0].zero_()
+        if fails:
+            raise RuntimeError("it waits\nfor the device")
+        return network
+
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", record)
+    monkeypatch.setattr(torch.random, "fork_rng", lambda _: contextlib.nullcontext())
+    model, images = build_model("resnet18", 1, 2).train(), torch.ones(2, 1, 32, 32)
+    before = copy.deepcopy(model.state_dict())
+    fast = as_graphs(model, images, "fp32")
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+    assert images.all()
+    assert fast is model if fails else fast[0] is model
+    reason = "no CUDA graphs of this network, so it trains slower: it waits\n" if fails else ""
+    assert capsys.readouterr().out == reason
+
+
+def test_no_graph_is_recorded_of_a_users_own_network():
+    model = tiny_networks.plain()
+    assert as_graphs(model, torch.ones(2, 1, 8, 8), "fp32") is model

@@ -1,13 +1,14 @@
 """Training and evaluation on tensors that live on the device, by the recipe of the paper."""
 
 import contextlib
+import gc
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
-from torch import backends, nn
+from torch import autograd, backends, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
@@ -85,6 +86,7 @@ def train(
     parameters = list(model.parameters())
     optimizer = torch.optim.SGD(parameters, lr=max_lr, momentum=momentum, weight_decay=weight_decay)
     history = load_epochs(checkpoint, model, optimizer, generator) if checkpoint else []
+    fast = as_graphs(model.train(), images[:batch_size], precision) if images.is_cuda else model
     bar = {"desc": "epochs", "initial": len(history), "total": epochs, "leave": False, "delay": PATIENCE}
     saved = time.monotonic()
     for epoch in tqdm(range(len(history), epochs), disable=distributed.rank() > 0, **bar):
@@ -98,7 +100,8 @@ def train(
             for step, batch in enumerate(batches):
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate(max_lr, epoch, step, len(batches), epochs)
-                logits = model(images[batch].contiguous(memory_format=torch.channels_last))
+                network = fast if len(batch) == batch_size else model
+                logits = network(images[batch].contiguous(memory_format=torch.channels_last))
                 loss = F.cross_entropy(logits, labels[batch])
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
@@ -109,14 +112,35 @@ def train(
         # oneDNN's max-pool passes over a nan, so that the loss alone may look sound.
         sound = torch.stack([parameter.detach().isfinite().all() for parameter in parameters]).all()
         loss = total_loss.masked_fill(~sound, math.nan).item() / len(images)
-        accuracy = 100 * num_correct.item() / len(images)
-        history.append({"epoch": epoch, "loss": loss, "train_accuracy": accuracy})
+        history.append({"epoch": epoch, "loss": loss, "train_accuracy": 100 * num_correct.item() / len(images)})
         for name, test_set in (tests or {}).items():
             history[-1][f"{name}_accuracy"] = evaluate(model, *test_set, precision=precision)
         if checkpoint and time.monotonic() - saved > runs.CHECKPOINT_SECONDS:
             save_epochs(checkpoint, model, optimizer, generator, history)
             saved = time.monotonic()
     return history
+
+
+def as_graphs(model: nn.Module, images: torch.Tensor, precision: str) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The forward and backward pass of a model, for images of this shape, as CUDA graphs: the same kernels, one launch.
+
+    The model itself is returned if it cannot be captured, or is not of this repository or torchvision: a graph repeats
+    what Python decided once.
+    """
+    if not type(model).__module__.startswith(("models.", "torchvision.")):
+        return model
+    gc.collect()  # graphs of networks that are no more hold each other, and memory
+    before = {name: value.clone() for name, value in model.state_dict().items()}  # a warm-up changes statistics
+    sample = images.contiguous(memory_format=torch.channels_last).clone()  # each batch is copied into this one
+    autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)  # a capture's stream is another; it waits
+    try:
+        with precision_mode(precision, images.device), torch.random.fork_rng([images.device]):
+            return torch.cuda.make_graphed_callables(nn.Sequential(model), (sample,), allow_unused_input=True)
+    except RuntimeError as error:
+        print(f"no CUDA graphs of this network, so it trains slower: {str(error).splitlines()[0]}", flush=True)
+        return model
+    finally:
+        model.load_state_dict(before)
 
 
 @torch.no_grad()
