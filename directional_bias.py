@@ -364,7 +364,6 @@ def parse_arguments(argv: list[str] | None) -> Namespace:
 def main(argv: list[str] | None = None) -> None:
     """Check the arguments; then train on every direction, or predict."""
     args = parse_arguments(argv)
-    cli.check_precision(args)
     columns = KEYS[args.directions], canonical_name(args.arch)
     published = runs.read_published(args.published, *columns) if args.published else []
     directions = make_directions(args)

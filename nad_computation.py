@@ -164,7 +164,6 @@ def parse_arguments(argv: list[str] | None) -> Namespace:
 def main(argv: list[str] | None = None) -> None:
     """Check the arguments and the network, then draw them all."""
     args = parse_arguments(argv)
-    cli.check_precision(args)
     model = build_model(args.arch, args.num_channels, 1, args.image_size)
     blank = torch.zeros(args.num_channels, args.image_size, args.image_size)
     if args.estimator == "marginal" and estimator_for(model.eval(), blank) == "sampled":

@@ -159,12 +159,6 @@ def report(families: dict[str, str], found: dict[str, dict], folder: Path) -> No
     links = hierarchy.linkage(logs.reshape(len(logs), -1), "ward", optimal_ordering=True)
     figure = plotting.sheet_figure(np.exp2(logs), [short_name(arch) for arch in mapped], links)
     plotting.save_figure(figure, folder / "sheet.png")
-    groups: dict[str, list] = {}
-    for row in (row for row in rows if not row["why_not"]):
-        slope = float(row["band_0"]) / float(row[f"band_{NUM_BANDS - 1}"])
-        family = f"{paper_name(row['architecture'])} (paper)" if row["family"] == "paper" else row["family"]
-        groups.setdefault(family, []).append((slope, float(row["roughness"])))
-    plotting.save_figure(plotting.families_figure(groups), folder / "families.png")
     for finding, names in FINDINGS.items():
         maps = {name: (shares_of(found[f"torchvision:{name}"]), {}, {}) for name in names}
         figure = plotting.prediction_figure(maps, 32)

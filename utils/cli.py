@@ -1,6 +1,7 @@
 """What the scripts' command lines share: argument groups, types that name a bad value, and one-line errors."""
 
 import argparse
+import contextlib
 import functools
 import math
 import sys
@@ -10,7 +11,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from utils.training import PRECISIONS, precision_mode
+from utils.training import PRECISIONS
 
 MUST_BE_POSITIVE = ("max_lr", "clip_norm")  # of a recipe; zero switches the others off
 ARCH_HELP = "logreg, lenet, vgg11, resnet18, densenet121, torchvision:NAME, or package.module:factory"
@@ -52,14 +53,11 @@ def one_line_errors(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _number(convert: Callable[[str], Any], accept: Callable[[Any], bool], expected: str) -> Callable[[str], Any]:
     def parse(text: str) -> Any:
-        try:
+        with contextlib.suppress(ValueError, OverflowError):
             value = convert(text)
-            accepted = math.isfinite(value) and accept(value)
-        except (ValueError, OverflowError):
-            accepted = False
-        if not accepted:
-            raise argparse.ArgumentTypeError(f"{text!r} is not {expected}")
-        return value
+            if math.isfinite(value) and accept(value):
+                return value
+        raise argparse.ArgumentTypeError(f"{text!r} is not {expected}")
 
     return parse
 
@@ -125,7 +123,8 @@ def add_run_arguments(parser: argparse.ArgumentParser, *, output_help: str) -> N
     group = parser.add_argument_group("run")
     group.add_argument("--seed", type=natural, default=0, help="of everything random")
     add_device_argument(group)
-    group.add_argument("--precision", choices=PRECISIONS, default="fp32", help="tf32 and bf16: variants of the recipe")
+    here = [name for name in PRECISIONS if name != "tf32" or torch.cuda.is_available()]
+    group.add_argument("--precision", choices=here, default="fp32", help="tf32 and bf16: variants of the recipe")
     group.add_argument("--output", type=Path, help=output_help)
 
 
@@ -135,9 +134,3 @@ def refuse_strays(parser: ArgumentParser, args: argparse.Namespace, chosen: str,
         if vars(args)[option] is not None and vars(args)[chosen] not in values.split():
             expected = f"--{chosen} {values.replace(' ', ' or ')}, not {vars(args)[chosen]}"
             parser.error(f"--{option.replace('_', '-')} belongs to {expected}")
-
-
-def check_precision(args: argparse.Namespace) -> None:
-    """Refuse a precision that the device lacks before any work starts."""
-    with precision_mode(args.precision, args.device):
-        pass

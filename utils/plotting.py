@@ -93,20 +93,6 @@ def sheet_figure(maps: np.ndarray, names: Sequence[str], links: np.ndarray) -> F
     return figure
 
 
-@in_style
-def families_figure(families: Mapping[str, Sequence[tuple[float, float]]]) -> Figure:
-    """One point for each network, its preference for low frequencies and its roughness, marked by its family."""
-    figure = Figure(figsize=(7.5, 5.2))
-    axes = figure.add_subplot(xscale="log", xlabel="share near zero frequency, by that at the corners")
-    axes.set_ylabel("roughness (standard deviation of log₂ share at equal radius)")
-    for number, (family, points) in enumerate(families.items()):
-        x, y = zip(*points, strict=True)
-        axes.scatter(x, y, s=30, color=f"C{number % 6}", marker="osD^vP"[number // 6 % 6], label=family)
-    axes.axvline(1, color="0.8", linewidth=1, zorder=0)
-    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
-    return figure
-
-
 def draw_map(axes: Axes, values: Mapping[tuple[int, int], float], size: int, title: str, **scale: Any) -> AxesImage:
     """Draw values by their canonical frequency over k_y (up) and k_x; cells without one stay grey."""
     coarse = frequency_grid(size)
