@@ -7,7 +7,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.helpers import refusal
 from utils import cli
 
 INDEX = st.integers(0, 10_000)
@@ -68,20 +67,6 @@ def test_devices_that_the_machine_lacks_are_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     with pytest.raises(argparse.ArgumentTypeError, match="'cuda' is not on this machine"):
         cli.device("cuda")
-
-
-@pytest.mark.parametrize("has_gpu", [True, False])
-def test_tf32_is_a_choice_where_there_is_a_gpu(capsys, monkeypatch, has_gpu):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
-    parser = cli.ArgumentParser(None)
-    cli.add_run_arguments(parser, output_help="folder")
-    command = ["--device", "cpu", "--precision"]
-    assert [parser.parse_args([*command, name]).precision for name in ("fp32", "bf16")] == ["fp32", "bf16"]
-    if has_gpu:
-        assert parser.parse_args([*command, "tf32"]).precision == "tf32"
-    else:
-        words = "argument --precision: invalid choice: 'tf32'"
-        assert words in refusal(capsys, parser.parse_args, *command, "tf32")
 
 
 def test_a_recipe_gives_an_option_for_each_setting_with_its_default_and_range(capsys):

@@ -228,6 +228,7 @@ BAD = {
     "--frequency 5 0": "frequency 5 along y is outside the image: expected -4 to 4 for 8 pixels",
     "--image-size 2 --phase sine": "no sine",
     "--sigma -1": "'-1' is not a number from 0",
+    "--precision tf32": "precision tf32 needs a CUDA device",
     "--predict 0": "'0' is not a positive whole number",
     "--published /no/such/file.csv": "/no/such/file.csv",
     "--directions nads --nads /no/such/nads.npy": "/no/such/nads.npy",

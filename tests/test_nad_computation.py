@@ -117,6 +117,7 @@ def test_a_network_whose_last_layer_starts_at_zero_has_nads_by_the_marginal_esti
         (["--estimator", "sampled", "--num-networks", 1], "--num-networks 1 has no covariance"),
         (["--num-networks", 0], "'0' is not a positive whole number"),
         (["--step", "nan"], "'nan' is not a positive number"),
+        (["--precision", "tf32"], "precision tf32 needs a CUDA device"),
         (["--arch", "lenet"], "LeNet needs images of at least 16x16"),
         (["--arch", f"{TINY}:ends_in_convolution"], "does not end in a linear layer of its own: use --estimator"),
     ],

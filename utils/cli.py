@@ -23,6 +23,13 @@ class ArgumentParser(argparse.ArgumentParser):
     def __init__(self, description: str | None) -> None:
         super().__init__(description=description, formatter_class=_HelpFormatter, allow_abbrev=False)
 
+    def parse_args(self, argv: list[str] | None) -> argparse.Namespace:
+        """Parse, and refuse a precision that the device lacks."""
+        args = super().parse_args(argv)
+        if vars(args).get("precision") == "tf32" and args.device.type != "cuda":
+            self.error(f"--precision tf32 needs a CUDA device, not {args.device}")
+        return args
+
     def error(self, message: str) -> NoReturn:
         """Name the program and what is wrong with its arguments, and exit with code 2."""
         self.exit(2, f"{self.prog}: error: {message}\n")
@@ -123,8 +130,7 @@ def add_run_arguments(parser: argparse.ArgumentParser, *, output_help: str) -> N
     group = parser.add_argument_group("run")
     group.add_argument("--seed", type=natural, default=0, help="of everything random")
     add_device_argument(group)
-    here = [name for name in PRECISIONS if name != "tf32" or torch.cuda.is_available()]
-    group.add_argument("--precision", choices=here, default="fp32", help="tf32 and bf16: variants of the recipe")
+    group.add_argument("--precision", choices=PRECISIONS, default="fp32", help="tf32 and bf16: variants of the recipe")
     group.add_argument("--output", type=Path, help=output_help)
 
 

@@ -29,8 +29,7 @@ ROWS = "accuracies.csv"  # in a run's folder
 CHECKPOINT_SECONDS = 50  # between two checkpoints of the same work
 # The columns of the paper's authors, in dft_accuracies.csv and nads.csv, by their names here.
 AUTHORS_COLUMNS = {"frequency_y": "y", "frequency_x": "x", "nad_index": "index"}
-AUTHORS_COLUMNS |= {"logreg": "acc_lr", "lenet": "acc_ln", "vgg11": "acc_vgg"}
-AUTHORS_COLUMNS |= {"resnet18": "acc_rn", "densenet121": "acc_dn"}
+AUTHORS_COLUMNS |= dict(logreg="acc_lr", lenet="acc_ln", vgg11="acc_vgg", resnet18="acc_rn", densenet121="acc_dn")
 
 
 @contextlib.contextmanager

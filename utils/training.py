@@ -98,8 +98,7 @@ def train(
         num_correct = torch.zeros((), device=images.device, dtype=torch.int64)
         with precision_mode(precision, images.device):
             for step, batch in enumerate(batches):
-                for group in optimizer.param_groups:
-                    group["lr"] = learning_rate(max_lr, epoch, step, len(batches), epochs)
+                optimizer.param_groups[0]["lr"] = learning_rate(max_lr, epoch, step, len(batches), epochs)
                 network = fast if len(batch) == batch_size else model
                 logits = network(images[batch].contiguous(memory_format=torch.channels_last))
                 loss = F.cross_entropy(logits, labels[batch])
@@ -124,23 +123,19 @@ def train(
 def as_graphs(model: nn.Module, images: torch.Tensor, precision: str) -> Callable[[torch.Tensor], torch.Tensor]:
     """The forward and backward pass of a model, for images of this shape, as CUDA graphs: the same kernels, one launch.
 
-    The model itself is returned if it cannot be captured, or is not of this repository or torchvision: a graph repeats
-    what Python decided once.
+    A graph repeats what Python decided once: a model with parts from elsewhere than here and torch comes back as it is.
     """
-    if not type(model).__module__.startswith(("models.", "torchvision.")):
+    if {type(part).__module__.split(".")[0] for part in model.modules()} != {"models", "torch"}:
         return model
-    gc.collect()  # graphs of networks that are no more hold each other, and memory
+    gc.collect()  # the graphs of an earlier network are in a reference cycle, and hold memory
     before = {name: value.clone() for name, value in model.state_dict().items()}  # a warm-up changes statistics
     sample = images.contiguous(memory_format=torch.channels_last).clone()  # each batch is copied into this one
-    autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)  # a capture's stream is another; it waits
-    try:
-        with precision_mode(precision, images.device), torch.random.fork_rng([images.device]):
-            return torch.cuda.make_graphed_callables(nn.Sequential(model), (sample,), allow_unused_input=True)
-    except RuntimeError as error:
-        print(f"no CUDA graphs of this network, so it trains slower: {str(error).splitlines()[0]}", flush=True)
-        return model
-    finally:
-        model.load_state_dict(before)
+    autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)  # autograd waits for the recording's stream
+    here = torch.cuda.stream(torch.cuda.current_stream(images.device))  # not on the first GPU, but on this one
+    with here, precision_mode(precision, images.device), torch.random.fork_rng([images.device]):
+        graphs = torch.cuda.make_graphed_callables(nn.Sequential(model), (sample,))
+    model.load_state_dict(before)
+    return graphs
 
 
 @torch.no_grad()
