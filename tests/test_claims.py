@@ -239,7 +239,7 @@ def test_learning_sets_in_at_a_share_of_one_half():
     """Of all trainings at σ = 3 in results/: by the shares of 24 untrained networks, or 8 of the designs."""
     found = {}
     measured = {"LeNet": "lenet", "VGG11": "vgg11_bf16", "ResNet18": "resnet18_bf16", "LogReg": "logreg"}
-    measured["DenseNet121"] = "densenet121_bf16"  # of its three cells one is on an axis
+    measured["DenseNet121"] = "densenet121_bf16"  # of its five cells three are on an axis
     for network, name in (measured | {"LeNet without pooling": "lenet_nopooling"}).items():
         shares = shares_of("prediction/maps", network)
         means = runs.means(rows(f"directional_bias_{name}"), KEYS)
