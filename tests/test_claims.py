@@ -200,6 +200,9 @@ def test_the_numbers_in_where_it_differs_are_those_of_the_files():
     resnet = column("flip_resnet18_bf16_15epochs", "train_accuracy")[0]
     assert f"a flipped ResNet-18, in 15 epochs, to {resnet:.2f} % too" in said
     assert f"fit it, to {fitted:.2f} %" in said and f"The two are {apart:.2f} points apart" in said
+    cells = runs.means(rows("directional_bias_resnet18_bf16"), KEYS)
+    others = [float(row["test_accuracy"]) for row in rows("resnet18_cell_variants")]
+    assert f"it is {cells[-6, 0]:.1f} %" in said and f"are others, gives {others[0]:.1f}" in said
     tested = column("flip_lenet_variants")
     assert f"test accuracy is {tested.min():.1f} to {tested.max():.1f} in all" in said
 
