@@ -203,6 +203,7 @@ def test_the_numbers_in_where_it_differs_are_those_of_the_files():
     cells = runs.means(rows("directional_bias_resnet18_bf16"), KEYS)
     others = [float(row["test_accuracy"]) for row in rows("resnet18_cell_variants")]
     assert f"it is {cells[-6, 0]:.1f} %" in said and f"are others, gives {others[0]:.1f}" in said
+    assert "with `--max-lr 0.1` it is {:.1f}, with 0.05 {:.1f}, both on a CPU".format(*others[1:]) in said
     tested = column("flip_lenet_variants")
     assert f"test accuracy is {tested.min():.1f} to {tested.max():.1f} in all" in said
 
