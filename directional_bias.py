@@ -30,7 +30,7 @@ from scipy import stats
 from tqdm import tqdm
 
 from models import build_model, canonical_name, identity, paper_name
-from utils import cli, distributed, plotting, runs, seeding
+from utils import cli, distributed, files, plotting, runs, seeding, tables
 from utils.directions import canonical_frequency, fourier_map, load_nads, random_direction
 from utils.last_layer import draw_network, estimator_for, network_rows
 from utils.linear_data import sample_linear_data
@@ -205,7 +205,7 @@ def predict(args: Namespace, directions: Directions, published: Accuracies) -> N
     keys = KEYS[args.directions]
     rows = [dict(zip(keys, index, strict=True)) | {"share": f"{value:.6g}"} for index, value in shares.items()]
     by = predicted_by(args) | {"num_networks": args.predict}
-    runs.write_rows(args.output / PREDICTION, [row | by for row in rows])
+    tables.write_rows(args.output / PREDICTION, [row | by for row in rows])
     title = f"What untrained {title_name(args)} sees"
     if args.directions == "fourier":
         figure = plotting.map_figure(shares, args.image_size, title, shares=True)
@@ -219,9 +219,9 @@ def predict(args: Namespace, directions: Directions, published: Accuracies) -> N
         f"{(values < SETS_IN).sum()} get less than {SETS_IN:g} ({args.predict} networks, {seconds:.1f} s)\n"
         f"figure: {args.output / 'predicted.png'}\nrows: {args.output / PREDICTION}"
     )
-    trained = runs.read_rows(args.output / runs.ROWS, keys)
+    trained = tables.read_rows(args.output / runs.ROWS, keys)
     if trained:
-        compare_prediction(shares, list(runs.means(trained, keys).items()), "trained", args)
+        compare_prediction(shares, list(tables.means(trained, keys).items()), "trained", args)
     if published:
         compare_prediction(shares, published, "published", args)
 
@@ -256,7 +256,7 @@ def report(rows: list[dict[str, str]], published: Accuracies, args: Namespace) -
     """Print what was found, save the map or the curve, and draw it."""
     folder, family, keys = args.output, args.directions, KEYS[args.directions]
     runs.print_diverged(folder, rows, (*keys, "repetition"), args.max_lr)
-    results = runs.mean_and_spread(rows, keys)
+    results = tables.mean_and_spread(rows, keys)
     accuracies = {index: mean for index, (mean, _, _) in results.items()}
     values, spread, _ = np.array(list(results.values())).T
     what = {"fourier": "Fourier images", "random": "random directions", "nads": "NADs"}[family]
@@ -275,7 +275,7 @@ def report(rows: list[dict[str, str]], published: Accuracies, args: Namespace) -
         print(f"standard deviation over repetitions: {np.nanmean(spread):.2f} points, the mean over directions")
     if published:
         compare_with_published(accuracies, published, args)
-    predicted = runs.read_rows(folder / PREDICTION)
+    predicted = tables.read_rows(folder / PREDICTION)
     if predicted and predicted_by(args).items() <= predicted[0].items():
         print(f"of this folder's prediction, by {predicted[0].get('num_networks', 'some')} untrained networks:")
         shares = {tuple(int(row[key]) for key in keys): float(row["share"]) for row in predicted}
@@ -301,7 +301,7 @@ def compare_with_published(accuracies: dict[tuple[int, ...], float], published: 
     found = f"Pearson {pearson:.3f}, Spearman {spearman:.3f}, mean absolute difference {difference:.2f} points"
     summary = f"{len(both)} of its rows: {found}"
     row = {"rows": len(both), "pearson": f"{pearson:.4f}", "spearman": f"{spearman:.4f}"}
-    runs.write_rows(args.output / "published.csv", [row | {"mean_absolute_difference": f"{difference:.3f}"}])
+    tables.write_rows(args.output / "published.csv", [row | {"mean_absolute_difference": f"{difference:.3f}"}])
     print(f"against {args.published.name}, {summary}")
     labels = {"xlabel": "published test accuracy (%)", "ylabel": "test accuracy here (%)"}
     title = f"{paper_name(args.arch)}, " + summary.replace(": ", "\n")
@@ -311,7 +311,7 @@ def compare_with_published(accuracies: dict[tuple[int, ...], float], published: 
 
 def settings(args: Namespace) -> dict[str, Any]:
     """What the numbers of a row depend on. Which rows are wanted may change from one command to the next."""
-    nads = runs.digest(args.nads.read_bytes()) if args.directions == "nads" else ""
+    nads = files.digest(args.nads.read_bytes()) if args.directions == "nads" else ""
     wanted = ("frequency", "nad_index", "num_random", "seeds", "predict")
     return runs.settings(args, *wanted, arch=identity(args.arch), nads=nads)
 
@@ -365,7 +365,7 @@ def main(argv: list[str] | None = None) -> None:
     """Check the arguments; then train on every direction, or predict."""
     args = parse_arguments(argv)
     columns = KEYS[args.directions], canonical_name(args.arch)
-    published = runs.read_published(args.published, *columns) if args.published else []
+    published = tables.read_published(args.published, *columns) if args.published else []
     directions = make_directions(args)
     runs.check_settings(args.output, settings(args), OF_TRAINING if args.predict is not None else ())
     num_outputs = 2 if args.predict is None else 1

@@ -27,7 +27,7 @@ import torch
 from tqdm import tqdm
 
 from models import build_model, identity, paper_name
-from utils import cli, distributed, plotting, runs, seeding
+from utils import cli, distributed, files, plotting, runs, seeding
 from utils.covariance import GradientSum, NADs, nads_from_covariance
 from utils.last_layer import draw_network, estimator_for, network_rows
 
@@ -78,7 +78,7 @@ def compute_nads(
         network = draw_network(build, point.device, seed, "network", number)
         sums.add(number, network_rows(network, point, estimator=estimator, step=step, precision=precision))
         if folder and (number == missing[-1] or time.monotonic() - saved > runs.CHECKPOINT_SECONDS):
-            runs.save_checkpoint(own, sums.state())
+            files.save_checkpoint(own, sums.state())
             saved = time.monotonic()
     if folder:
         distributed.barrier()
@@ -93,7 +93,7 @@ def read_sums(folder: Path, dimension: int, pattern: str = "part-*.pt") -> Gradi
     """The sums in a run's folder over the networks of all ranks, or of the one whose file the pattern names."""
     sums = GradientSum(dimension)
     for path in sorted(folder.glob(pattern)):
-        sums.merge(GradientSum.from_state(runs.load_checkpoint(path), path, dimension))
+        sums.merge(GradientSum.from_state(files.load_checkpoint(path), path, dimension))
     return sums
 
 
@@ -115,23 +115,23 @@ def report(nads: NADs, sums: GradientSum, args: Namespace) -> None:
     agreement = sums.agreement(args.estimator, k)
     args.output.mkdir(parents=True, exist_ok=True)
     name = paper_name(args.arch)
-    files = [args.output / f"{name}_{kind}" for kind in ("NADs.npy", "eigenvals.npy", "NADs.json")]
-    runs.save_array(files[0], nads.directions)
-    runs.save_array(files[1], nads.singular_values.astype(np.float32))
-    description = runs.read_json(args.checkpoints / "config.json", "settings")["settings"] | {
+    written = [args.output / f"{name}_{kind}" for kind in ("NADs.npy", "eigenvals.npy", "NADs.json")]
+    files.save_array(written[0], nads.directions)
+    files.save_array(written[1], nads.singular_values.astype(np.float32))
+    description = files.read_json(args.checkpoints / "config.json", "settings")["settings"] | {
         "num_networks": len(sums.numbers),
         "agreement": {"k": k, "split_half_overlap": None if math.isnan(agreement) else round(agreement, 4)},
         "scale": "√(9999·λ); σ_w is the rms of the last layer's weights, 1/√(3·fan_in) where they start at zero",
         "environment": runs.environment(args.device),
     }
-    runs.save_json(files[2], description)
+    files.save_json(written[2], description)
     shown = nads.directions[:8].reshape(-1, args.num_channels, args.image_size, args.image_size)
     figure, drawn = plotting.nads_figure({name: shown}, {name: nads.singular_values}), args.checkpoints / "nads.png"
     plotting.save_figure(figure, drawn)
     print(
         f"{len(sums.numbers)} networks; two halves agree to {agreement:.3f} on the first {k} directions.\n"
         "NADs of nearly equal variance rotate freely: compare the subspaces that they span, not single rows.\n"
-        f"arrays: {files[0]}, {files[1]}\nfigure: {drawn}"
+        f"arrays: {written[0]}, {written[1]}\nfigure: {drawn}"
     )
 
 
@@ -174,7 +174,7 @@ def main(argv: list[str] | None = None) -> None:
         raise ValueError(f"{args.checkpoints} has networks up to number {max(done)}: ask for {max(done) + 1} or more")
     described = args.output / f"{paper_name(args.arch)}_NADs.json"
     if described.exists():  # to be replaced by no fewer networks of the same settings, on a device of any kind
-        before = runs.read_json(described, "num_networks", *settings(args))
+        before = files.read_json(described, "num_networks", *settings(args))
         fewer = min(args.num_networks, before["num_networks"])
         now = settings(args) | {"num_networks": fewer, "device": before["device"]}
         runs.refuse_changes(f"{described} is of", before, now, "choose another --output")

@@ -28,7 +28,7 @@ import torch
 from torch import nn
 
 from models import build_model, identity, paper_name
-from utils import cifar, cli, distributed, plotting, runs, seeding
+from utils import cifar, cli, distributed, files, plotting, runs, seeding, tables
 from utils.directions import load_nads
 from utils.training import train
 
@@ -136,7 +136,7 @@ def run(args: Namespace, nads: torch.Tensor | None) -> None:
     if distributed.rank() == 0:
         distributed.barrier()
     tensors = (data.train_images, data.train_labels, data.test_images, data.test_labels)
-    images_digest = runs.digest(b"".join(tensor.numpy() for tensor in tensors))
+    images_digest = files.digest(b"".join(tensor.numpy() for tensor in tensors))
     measured = (args.data / "train").is_dir()  # images other than CIFAR-10's own
     mean, std = cifar.channel_statistics(data.train_images) if measured else (cifar.CIFAR10_MEAN, cifar.CIFAR10_STD)
     data, nads = data.to(device), None if nads is None else nads.to(device)
@@ -171,9 +171,9 @@ def item_name(item: tuple[int, ...], args: Namespace) -> str:
 def save_training(item: tuple[int, ...], model: nn.Module, history: list[dict[str, float]], args: Namespace) -> None:
     """Write what a training leaves beside its row: its history, its weights, and its accuracies over the epochs."""
     name = item_name(item, args)
-    runs.write_rows(args.output / f"history-{name}.csv", history)
+    tables.write_rows(args.output / f"history-{name}.csv", history)
     weights = {key: value.cpu() for key, value in model.state_dict().items()}  # to be read without a GPU
-    runs.save_checkpoint(args.output / f"weights-{name}.pt", weights)
+    files.save_checkpoint(args.output / f"weights-{name}.pt", weights)
     what = {"flip": "flipped images", "none": "original images", "poison": f"poisoned along NAD {item[0]}"}
     title = f"{paper_name(args.arch)}, {what[args.transform]}" + (f", repetition {item[-1]}" if args.seeds > 1 else "")
     labels = {"train": "training images", "test": "test images", "carrying": "test images with their label's feature"}
@@ -205,7 +205,7 @@ def report(rows: list[dict[str, str]], args: Namespace) -> None:
     """Print the accuracies, and draw them over the NAD index where there are several."""
     folder, keys = args.output, KEYS[args.transform]
     runs.print_diverged(folder, rows, keys, args.max_lr)
-    results = runs.mean_and_spread(rows, keys[:-1])
+    results = tables.mean_and_spread(rows, keys[:-1])
     for index, (mean, spread, number) in results.items():
         what = f"NAD {index[0]}" if index else args.transform
         repeated = f" ± {spread:.1f} over {number} repetitions" if math.isfinite(spread) else ""
@@ -223,7 +223,7 @@ def report(rows: list[dict[str, str]], args: Namespace) -> None:
 
 def settings(args: Namespace) -> dict[str, Any]:
     """What a row's numbers depend on besides the images. Which rows are wanted may change between commands."""
-    nads = "" if args.transform == "none" else runs.digest(args.nads.read_bytes())
+    nads = "" if args.transform == "none" else files.digest(args.nads.read_bytes())
     return runs.settings(args, "nad_index", "seeds", "data", "download", arch=identity(args.arch), nads=nads)
 
 

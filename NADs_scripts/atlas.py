@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from directional_bias import ROOT, SETS_IN, STEP, share, variance_along
 from models import ARCHITECTURES, build_model, canonical_name, paper_name
-from utils import cli, distributed, plotting, runs
+from utils import cli, distributed, files, plotting, runs, tables
 from utils.directions import fourier_map, frequency_grid, load_array
 from utils.last_layer import estimator_for
 
@@ -110,26 +110,26 @@ def row_of(arch: str, family: str, found: dict) -> dict:
 def run(args: Namespace) -> None:
     """Predict the maps that are missing, then write the tables and draw the figures."""
     device, folder, families = distributed.rank_device(args.device), ROOT / "runs" / "atlas", architectures()
-    files = {arch: folder / f"{paper_name(arch)}.json" for arch in families}
+    paths = {arch: folder / f"{paper_name(arch)}.json" for arch in families}
     settings = {"image_sizes": IMAGE_SIZES, "cheap_model": CHEAP_MODEL, "step": STEP, "device": device.type}
     with runs.open_run(folder, settings, device):
-        missing = [arch for arch, file in files.items() if not file.exists()]
+        missing = [arch for arch, file in paths.items() if not file.exists()]
         distributed.barrier()  # all have read before one writes
-        runs.announce("architectures", len(files), len(files) - len(missing), device, folder)
+        runs.announce("architectures", len(paths), len(paths) - len(missing), device, folder)
         for arch in distributed.own_part(missing):
             found = predict_map(arch, device)
-            runs.save_json(files[arch], found)
+            files.save_json(paths[arch], found)
             print(f"{arch}: {found.get('why_not', 'done')}", flush=True)
         distributed.barrier()
         if distributed.rank() == 0:
-            report(families, {arch: json.loads(file.read_text()) for arch, file in files.items()}, args.output)
+            report(families, {arch: json.loads(file.read_text()) for arch, file in paths.items()}, args.output)
 
 
 @cli.one_line_errors
 def compare(args: Namespace) -> None:
     """Name the architectures of the atlas whose maps differ least, by the rms of log₂ of the ratio of shares."""
     folder, arch = args.output, args.arch
-    names = [row["architecture"] for row in runs.read_rows(folder / "atlas.csv") if not row.get("why_not")]
+    names = [row["architecture"] for row in tables.read_rows(folder / "atlas.csv") if not row.get("why_not")]
     logs = np.log2(load_array(folder / "maps.npy"))
     if logs.shape != (len(names), 16, 16):
         raise ValueError(
@@ -152,10 +152,10 @@ def report(families: dict[str, str], found: dict[str, dict], folder: Path) -> No
     """Write the table and the maps, and draw the figures."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = [row_of(arch, family, found[arch]) for arch, family in families.items()]
-    runs.write_rows(folder / "atlas.csv", rows)
+    tables.write_rows(folder / "atlas.csv", rows)
     mapped = [arch for arch in families if "shares" in found[arch]]
     logs = np.stack([log_map(found[arch]) for arch in mapped])
-    runs.save_array(folder / "maps.npy", np.exp2(logs).astype(np.float32))
+    files.save_array(folder / "maps.npy", np.exp2(logs).astype(np.float32))
     links = hierarchy.linkage(logs.reshape(len(logs), -1), "ward", optimal_ordering=True)
     figure = plotting.sheet_figure(np.exp2(logs), [short_name(arch) for arch in mapped], links)
     plotting.save_figure(figure, folder / "sheet.png")

@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import directional_bias
 from directional_bias import KEYS, LEARNT, ROOT, UNLEARNT, auc, limits, share, variance_along
-from utils import cli, plotting, runs
+from utils import cli, plotting, runs, tables
 from utils.directions import canonical_frequency, fourier_map
 
 RUNS = ROOT / "runs" / "designs"
@@ -144,7 +144,7 @@ def predict(path: Path) -> None:
         for key, value in zip(images, shares, strict=True):
             rows.append({"network": name} | dict(zip(FREQUENCY, key, strict=True)) | {"share": f"{value:.5g}"})
         print(f"{name}: shares {shares.min():.3g} to {shares.max():.3g}", flush=True)
-    runs.write_rows(path, rows)
+    tables.write_rows(path, rows)
 
 
 def train(folder: Path, only: str) -> None:
@@ -164,15 +164,15 @@ def collect(folder: Path, output: Path) -> dict[str, dict[tuple[int, int], float
     LeNet's are those of results/, in fp32.
     """
     path = output / "accuracies.csv"
-    kept = {(row["network"], key_of(row)): row for row in runs.read_rows(path, FREQUENCY)}
+    kept = {(row["network"], key_of(row)): row for row in tables.read_rows(path, FREQUENCY)}
     for name in WHOLE | TEN_CELLS:
-        new = runs.read_rows(folder / name / runs.ROWS, FREQUENCY)
+        new = tables.read_rows(folder / name / runs.ROWS, FREQUENCY)
         kept |= {(name, key_of(row)): {"network": name} | row for row in new}
     names = list(WHOLE | TEN_CELLS)
     ordered = sorted(kept, key=lambda which: (names.index(which[0]), which[1]))
     if ordered:
-        runs.write_rows(path, [kept[which] for which in ordered])
-    whole = runs.read_rows(ROOT / "results" / "directional_bias_lenet.csv", FREQUENCY)
+        tables.write_rows(path, [kept[which] for which in ordered])
+    whole = tables.read_rows(ROOT / "results" / "directional_bias_lenet.csv", FREQUENCY)
     accuracies = {"LeNet": {key_of(row): float(row["test_accuracy"]) for row in whole}}
     for name, key in ordered:
         accuracies.setdefault(name, {})[key] = float(kept[name, key]["test_accuracy"])
@@ -225,7 +225,7 @@ def report(rows: list[dict[str, str]], accuracies: dict[str, dict[tuple[int, int
             maps[name] = (unfolded(shares), unfolded(trained), {})
         pairs = [(shares[key], accuracy) for key, accuracy in trained.items()]
         panels[f"{name}\nAUC {table[-1]['auc_share'] or '–'}"] = np.array(pairs).T
-    runs.write_rows(output / "summary.csv", table)
+    tables.write_rows(output / "summary.csv", table)
     new = [row for row in table if row["network"] in WHOLE and row["network"] != "LeNet"]
     aucs = [float(row["auc_share"]) for row in new if row["auc_share"]]
     unranked = ", ".join(row["network"] for row in new if not row["auc_share"])
@@ -250,7 +250,7 @@ def main(argv: list[str] | None = None) -> None:
     args.output.mkdir(parents=True, exist_ok=True)
     if not (args.output / "predictions.csv").exists():
         predict(args.output / "predictions.csv")
-    rows = runs.read_rows(args.output / "predictions.csv", FREQUENCY)
+    rows = tables.read_rows(args.output / "predictions.csv", FREQUENCY)
     if lacking := (WHOLE | TEN_CELLS).keys() - {row["network"] for row in rows}:
         raise ValueError(f"{args.output}/predictions.csv lacks {', '.join(lacking)}: delete it to predict anew")
     if args.train:

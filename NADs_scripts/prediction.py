@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from directional_bias import KEYS, ROOT, SETS_IN, STEP, auc, limits, share, variance_along
 from models import paper_name
-from utils import cli, plotting, runs
+from utils import cli, files, plotting, tables
 from utils.directions import canonical_frequency, fourier_map
 
 STUDIED = [  # architecture, with pooling, seeds, networks for each
@@ -34,16 +34,16 @@ def kept(folder: Path, arch: str, pooling: bool, seed: int, num_networks: int, d
     path = folder / f"{arch}{'' if pooling else '-nopooling'}-{seed}-step{STEP:g}.npy"
     if not path.exists():
         options = {"arch": arch, "pooling": pooling, "num_networks": num_networks, "seed": seed}
-        runs.save_array(path, np.column_stack(variance_along(directions, **options)))
+        files.save_array(path, np.column_stack(variance_along(directions, **options)))
     return np.load(path, allow_pickle=False)
 
 
 def measured_map(arch: str, pooling: bool) -> dict[tuple[int, ...], float]:
     """The accuracies in results/, fp32 or bf16, by canonical frequency; none where none was measured."""
     name = f"directional_bias_{arch}{'' if pooling else '_nopooling'}"
-    files = [ROOT / "results" / f"{name}{precision}.csv" for precision in ("", "_bf16")]
-    rows = [row for file in files for row in runs.read_rows(file, FREQUENCY)]
-    return runs.means(rows, FREQUENCY)
+    paths = [ROOT / "results" / f"{name}{precision}.csv" for precision in ("", "_bf16")]
+    rows = [row for file in paths for row in tables.read_rows(file, FREQUENCY)]
+    return tables.means(rows, FREQUENCY)
 
 
 def ranking(shares: dict, accuracies: list, which: str) -> dict[str, str]:
@@ -69,8 +69,8 @@ def main(argv: list[str] | None = None) -> None:
         found = np.stack([kept(folder, arch, pooling, seed, num_networks, directions) for seed in seeds])
         best = share(*np.split(found.reshape(-1, len(images) + 1), [-1], 1))
         accuracies, published = measured_map(arch, pooling), []
-        if args.published and pooling and any(arch in row for row in runs.published_rows(args.published)):
-            rows = runs.read_published(args.published, FREQUENCY, arch)
+        if args.published and pooling and any(arch in row for row in tables.published_rows(args.published)):
+            rows = tables.read_published(args.published, FREQUENCY, arch)
             published = [(canonical_frequency(*index), accuracy) for index, accuracy in rows]  # k and −k both
         name = paper_name(arch) + ("" if pooling else " without pooling")
         columns[name] = (dict(zip(images, best.tolist(), strict=True)), accuracies, dict(published))
@@ -87,8 +87,8 @@ def main(argv: list[str] | None = None) -> None:
                 row |= {"median_factor_to_all": f"{np.exp(np.median(np.abs(np.log(values / best)))):.3f}"}
                 print(", ".join(f"{key} {value}" for key, value in row.items() if value != ""))
                 stability.append(row)
-    runs.write_rows(args.output / "maps.csv", maps)
-    runs.write_rows(args.output / "stability.csv", stability)
+    tables.write_rows(args.output / "maps.csv", maps)
+    tables.write_rows(args.output / "stability.csv", stability)
     figure = plotting.prediction_figure(columns, 32)
     file = args.output / ("maps_published.png" if args.published else "maps.png")
     plotting.save_figure(figure, file)

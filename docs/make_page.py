@@ -23,7 +23,7 @@ from models import canonical_name
 from NADs_scripts import designs
 from NADs_scripts.atlas import short_name
 from poison_cifar import EPSILON
-from utils import cli, plotting, runs
+from utils import cli, files, plotting, tables
 from utils.directions import canonical_frequency, frequency_grid, load_array
 
 FREQUENCY = KEYS["fourier"]
@@ -49,14 +49,14 @@ def on_map(values: dict[tuple[int, int], float], digits: int = 6) -> str:
 
 def by_network(path: Path) -> dict[str, list[dict[str, str]]]:
     """The rows of a table by its column “network”."""
-    rows = runs.read_rows(path)
+    rows = tables.read_rows(path)
     return {name: [row for row in rows if row["network"] == name] for name in dict.fromkeys(r["network"] for r in rows)}
 
 
 def predicted(results: Path) -> dict[str, dict]:
     """What has a predicted map, by its short name: the atlas, the networks of the prediction, the designs."""
     entries: dict[str, dict] = {}
-    rows = [row for row in runs.read_rows(results / "atlas" / "atlas.csv") if not row["why_not"]]
+    rows = [row for row in tables.read_rows(results / "atlas" / "atlas.csv") if not row["why_not"]]
     maps = load_array(results / "atlas" / "maps.npy") if rows else []
     for row, values in zip(rows, maps, strict=True):
         facts = {key: row[key] for key in row if key not in ("architecture", "seconds", "why_not") and row[key]}
@@ -86,14 +86,14 @@ def add_measured(entries: dict[str, dict], results: Path) -> None:
     for path in sorted(results.glob("directional_bias_*.csv")):
         if match := re.fullmatch(pattern, path.stem):
             arch, no_pooling, sigma, bf16 = match.groups()
-            published = runs.read_rows(path.with_name(f"{path.stem}_published.csv"))
+            published = tables.read_rows(path.with_name(f"{path.stem}_published.csv"))
             entry = by_id.get(f"{arch}-without-pooling" if no_pooling else arch)
-            cells = runs.means(runs.read_rows(path, FREQUENCY), FREQUENCY)
+            cells = tables.means(tables.read_rows(path, FREQUENCY), FREQUENCY)
             # The paper's map is at σ = 3 with pooling; its ablation fits σ = 1.
             of_paper = bool(no_pooling) == bool(sigma)
             sources.append((entry, cells, sigma or f"{SIGMA['fourier']:g}", bf16, path.name, published, of_paper))
     for name, rows in by_network(results / "designs" / "accuracies.csv").items():
-        cells = designs.unfolded(designs.folded(runs.means(rows, FREQUENCY)))
+        cells = designs.unfolded(designs.folded(tables.means(rows, FREQUENCY)))
         file = "designs/accuracies.csv"
         sources.append((entries.get(name), cells, f"{SIGMA['fourier']:g}", True, file, [], False))
     for entry, cells, sigma, bf16, file, published, of_paper in sources:
@@ -128,7 +128,7 @@ def nads(results: Path) -> dict[str, dict]:
         curves = []
         for kind, label in CURVES.items():
             name = f"nad_accuracies_{about['arch']}{kind}.csv"
-            accuracies = runs.means(runs.read_rows(results / name), ["nad_index"])
+            accuracies = tables.means(tables.read_rows(results / name), ["nad_index"])
             points = [[index, f"{accuracy:.6g}"] for (index,), accuracy in accuracies.items()]
             curves += [{"label": label, "file": name, "points": points}] if points else []
         trained = trainings(results, about["arch"])
@@ -162,7 +162,7 @@ def trainings(results: Path, arch: str) -> dict[str, dict[str, dict]]:
             if match := re.fullmatch(rf"{kind}_{arch}(?:_(bf16))?(?:_(\d+)epochs)?", path.stem):
                 precision, epochs = match.groups()
                 recipe = (precision or "fp32") + (f", {epochs} epochs" if epochs else "")
-                rows = accuracies_of(runs.read_rows(path), carrying=kind == "poison")
+                rows = accuracies_of(tables.read_rows(path), carrying=kind == "poison")
                 picture = image(path.with_name(f"{path.stem}_images.png"))
                 found.setdefault(recipe, {})[kind] = {"file": path.name, "rows": rows, "image": picture}
     return found
@@ -171,11 +171,11 @@ def trainings(results: Path, arch: str) -> dict[str, dict[str, dict]]:
 def accuracies_of(rows: list[dict[str, str]], *, carrying: bool) -> list[dict]:
     """Means over trainings, by NAD where there is one."""
     keys = ["nad_index"] if carrying else []
-    carried = runs.mean_and_spread(rows, keys, "carrying_accuracy") if carrying else {}
+    carried = tables.mean_and_spread(rows, keys, "carrying_accuracy") if carrying else {}
     return [
         {"clean": mean, "spread": spread if number > 1 else 0, "trainings": number}
         | ({"nad_index": index[0], "carrying": carried[index][0]} if carrying else {})
-        for index, (mean, spread, number) in runs.mean_and_spread(rows, keys).items()
+        for index, (mean, spread, number) in tables.mean_and_spread(rows, keys).items()
     ]
 
 
@@ -188,7 +188,7 @@ def page(results: Path) -> str:
     """The whole page."""
     entries = predicted(results)
     add_measured(entries, results)
-    skipped = [row for row in runs.read_rows(results / "atlas" / "atlas.csv") if row["why_not"]]
+    skipped = [row for row in tables.read_rows(results / "atlas" / "atlas.csv") if row["why_not"]]
     content = {
         "settings": {"sigma": SIGMA["fourier"], "epsilon": DATA["epsilon"], "poison": EPSILON},
         "grid": frequency_grid(32),
@@ -210,7 +210,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--results", type=Path, default=ROOT / "results", help="folder of the tables")
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "index.html", help="the page")
     args = parser.parse_args(argv)
-    with runs.replacing(args.output) as temporary:
+    with files.replacing(args.output) as temporary:
         temporary.write_text(page(args.results), encoding="utf-8")
     print(f"{args.output}: {args.output.stat().st_size / 1e6:.2f} MB")
 

@@ -12,7 +12,7 @@ from directional_bias import share, variance_along
 from models import build_model
 from NADs_scripts import atlas, designs
 from tests.helpers import refusal, rows
-from utils import runs
+from utils import files, tables
 from utils.directions import canonical_frequency
 from utils.last_layer import last_linear
 
@@ -46,14 +46,14 @@ def test_atlas_has_a_row_and_a_map_for_each_architecture_and_continues(few, caps
 
 def test_atlas_names_the_nearest_by_the_rms_factor(few, capsys):
     table = [{"architecture": name, "why_not": ""} for name in ("like", "unlike", "logreg")]
-    runs.write_rows(few / "atlas.csv", table)
-    runs.save_array(few / "maps.npy", np.stack([np.full((16, 16), value) for value in (2.0, 8.0, 1.0)]))
+    tables.write_rows(few / "atlas.csv", table)
+    files.save_array(few / "maps.npy", np.stack([np.full((16, 16), value) for value in (2.0, 8.0, 1.0)]))
     atlas.main(["--arch", "LogReg", "--output", str(few)])
     found = re.findall(r"(\w+): its shares differ by a factor of ([\d.]+)", capsys.readouterr().out)
     assert found == [("like", "2.00"), ("unlike", "8.00")]
     unmapped = "--arch", "tests.tiny_networks:nan_head", "--output", few
     assert "does not take 1x96x96 images" in refusal(capsys, atlas.main, *unmapped)
-    runs.save_array(few / "maps.npy", np.ones((2, 16, 16)))
+    files.save_array(few / "maps.npy", np.ones((2, 16, 16)))
     assert "(2, 16, 16) for 3 rows" in refusal(capsys, atlas.main, *unmapped)
 
 

@@ -13,7 +13,7 @@ from directional_bias import LEARNT, UNLEARNT, auc, limits, share, variance_alon
 from NADs_scripts import designs
 from tests import helpers
 from tests.helpers import READMES, ROOT
-from utils import runs
+from utils import tables
 from utils.directions import canonical_frequency, fourier_map, frequency_grid, load_nads
 
 README = "\n".join(READMES.values())
@@ -50,7 +50,7 @@ def pick(name, first, *keys):
 
 def on_map(name):
     """Accuracies at those of the map's 256 cells that were trained."""
-    means = runs.means(rows(f"directional_bias_{name}"), KEYS)
+    means = tables.means(rows(f"directional_bias_{name}"), KEYS)
     cells = (canonical_frequency(*cell) for cell in product(frequency_grid(32), repeat=2))
     return np.array([means[cell] for cell in cells if cell in means])
 
@@ -62,7 +62,7 @@ def ablation(name):
 
 def folded(name):
     """Accuracies by frequency, of which the mirror images count as one."""
-    return runs.means([row | {key: abs(int(row[key])) for key in KEYS} for row in rows(name)], KEYS)
+    return tables.means([row | {key: abs(int(row[key])) for key in KEYS} for row in rows(name)], KEYS)
 
 
 def part(name):
@@ -80,17 +80,17 @@ def along_nads(name):
 
 def of_precision(name):
     """bf16 less fp32, of the seeds that have both: mean over cells, lowest, highest; mean spread of fp32 over seeds."""
-    bf16, fp32 = (runs.means(rows(f"precision_{name}_{kind}"), (*KEYS, "repetition")) for kind in ("bf16", "fp32"))
+    bf16, fp32 = (tables.means(rows(f"precision_{name}_{kind}"), (*KEYS, "repetition")) for kind in ("bf16", "fp32"))
     shifts = {}
     for *cell, seed in bf16.keys() & fp32.keys():
         shifts.setdefault(tuple(cell), []).append(bf16[*cell, seed] - fp32[*cell, seed])
-    shift, spreads = list(map(np.mean, shifts.values())), runs.mean_and_spread(rows(f"precision_{name}_fp32"), KEYS)
+    shift, spreads = list(map(np.mean, shifts.values())), tables.mean_and_spread(rows(f"precision_{name}_fp32"), KEYS)
     return [np.mean(shift), min(shift), max(shift), np.nanmean([spread for _, spread, _ in spreads.values()])]
 
 
 def along_a_few(name):
     """Accuracies along single NADs, each with its index."""
-    found = runs.means(rows(f"nad_accuracies_{name}_bf16"), ["nad_index"])
+    found = tables.means(rows(f"nad_accuracies_{name}_bf16"), ["nad_index"])
     return [value for (index,), mean in found.items() for value in (mean, index)]
 
 
@@ -100,14 +100,14 @@ def here():
     ours, vgg11, sampled = (
         pick("published_comparison", f"{file}_NADs.npy", *six) for file in ("NADs/LeNet", "VGG11", "sampled/LeNet")
     )
-    by_gpu, by_cpu = (runs.means(rows(name), KEYS) for name in ("lenet_map_gpu", "directional_bias_lenet"))
+    by_gpu, by_cpu = (tables.means(rows(name), KEYS) for name in ("lenet_map_gpu", "directional_bias_lenet"))
     both = np.array([(by_gpu[cell], by_cpu[cell]) for cell in by_cpu])
     cells = folded("directional_bias_vgg11_bf16")
     vgg11_map = np.array([cells[abs(y), abs(x)] for y, x in product(frequency_grid(32), repeat=2)])
     (logreg, lenet), files = map(on_map, ("logreg", "lenet")), sorted((ROOT / "NADs").glob("*_eigenvals.npy"))
     spectra = {file.name.split("_")[0]: np.load(file).astype(float) for file in files}
     ends = {name: values[[0, 1022]] for name, values in spectra.items()}
-    poisoned = np.array(list(runs.mean_and_spread(rows("poison_lenet"), ["nad_index"]).values()))
+    poisoned = np.array(list(tables.mean_and_spread(rows("poison_lenet"), ["nad_index"]).values()))
     errors = ("", "pearson", "mean_absolute_difference")
     in_samples = {
         name: pick("sampling_effect", f"{name}_NADs.npy", "smallest_ratio", "largest_ratio", "first", "last")
@@ -200,7 +200,7 @@ def test_the_numbers_in_where_it_differs_are_those_of_the_files():
     resnet = column("flip_resnet18_bf16_15epochs", "train_accuracy")[0]
     assert f"a flipped ResNet-18, in 15 epochs, to {resnet:.2f} % too" in said
     assert f"fit it, to {fitted:.2f} %" in said and f"The two are {apart:.2f} points apart" in said
-    cells = runs.means(rows("directional_bias_resnet18_bf16"), KEYS)
+    cells = tables.means(rows("directional_bias_resnet18_bf16"), KEYS)
     others = [float(row["test_accuracy"]) for row in rows("resnet18_cell_variants")]
     assert f"it is {cells[-6, 0]:.1f} %" in said and f"are others, gives {others[0]:.1f}" in said
     assert "with `--max-lr 0.1` it is {:.1f}, with 0.05 {:.1f}, both on a CPU".format(*others[1:]) in said
@@ -209,7 +209,7 @@ def test_the_numbers_in_where_it_differs_are_those_of_the_files():
 
 
 def test_how_vgg11_is_predicted_is_said_as_measured():
-    means = runs.means(rows("directional_bias_vgg11_bf16"), KEYS)
+    means = tables.means(rows("directional_bias_vgg11_bf16"), KEYS)
     rule = 100 * auc(-np.array([np.hypot(*cell) for cell in means]), np.array(list(means.values())))
     pairs = sum(mean > LEARNT for mean in means.values()) * sum(mean <= UNLEARNT for mean in means.values())
     by_four = [row for row in rows("prediction/stability") if (row["network"], row["networks"]) == ("VGG11", "4")]
@@ -246,7 +246,7 @@ def test_learning_sets_in_at_a_share_of_one_half():
     measured["DenseNet121"] = "densenet121_bf16"  # of its five cells three are on an axis
     for network, name in (measured | {"LeNet without pooling": "lenet_nopooling"}).items():
         shares = shares_of("prediction/maps", network)
-        means = runs.means(rows(f"directional_bias_{name}"), KEYS)
+        means = tables.means(rows(f"directional_bias_{name}"), KEYS)
         found[network] = [(shares[key], mean) for key, mean in means.items()]
     for network in {row["network"] for row in rows("designs/accuracies")}:
         shares = designs.folded(shares_of("designs/predictions", network))
@@ -279,7 +279,7 @@ def test_where_learning_sets_in_by_the_default_of_four_networks_and_with_less_no
 
 
 def test_shares_along_resnet18s_nads_are_as_said_and_learning_sets_in_at_one_half_there_too():
-    means = runs.means(rows("nad_accuracies_resnet18_sigma3_bf16"), ["nad_index"])
+    means = tables.means(rows("nad_accuracies_resnet18_sigma3_bf16"), ["nad_index"])
     nads = load_nads(ROOT / "NADs" / "ResNet18_NADs.npy", 1024)[[index for (index,) in means]].view(-1, 1, 32, 32)
     shares, accuracies = share(*variance_along(nads, arch="resnet18")), np.array(list(means.values()))
     said = " ".join(README.split()).split("the shares by four networks are ")[1]
@@ -288,7 +288,7 @@ def test_shares_along_resnet18s_nads_are_as_said_and_learning_sets_in_at_one_hal
 
 
 def test_with_a_tenth_of_the_strength_four_networks_rank_lenets_cells_worse_than_the_rule():
-    images, means = fourier_map(), runs.means(rows("directional_bias_lenet"), KEYS)
+    images, means = fourier_map(), tables.means(rows("directional_bias_lenet"), KEYS)
     accuracies, directions = np.array([means[cell] for cell in images]), torch.stack(list(images.values()))
     weak = [auc(share(*variance_along(directions, step=1.0, seed=seed)), accuracies) for seed in range(3)]
     assert max(weak) < auc(-np.array([np.hypot(*cell) for cell in images]), accuracies)

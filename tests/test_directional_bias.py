@@ -12,7 +12,7 @@ import nad_computation
 import poison_cifar
 from directional_bias import compare_with_published, main, parse_arguments, train_on_direction
 from tests.helpers import count_epochs, orthonormal, refusal, rows, run_on_ranks
-from utils import runs, seeding
+from utils import runs, seeding, tables
 from utils.directions import canonical_frequency, fourier_direction
 
 # Data on which accuracies are neither 50 nor 100 %, so that they tell one training from another.
@@ -144,7 +144,7 @@ PAIRS = {  # the first: (60, 68), (70, 64), (80, 81), (57, 58); every published 
 def test_published_rows_are_compared_with_the_training_of_their_frequency(tmp_path, no_figures, capsys, said, theirs):
     file = published(tmp_path / "map.csv", theirs)
     args = parse_arguments([*TINY, "--published", str(file), "--output", str(tmp_path)])
-    theirs = runs.read_published(file, ("frequency_y", "frequency_x"), "logreg")
+    theirs = tables.read_published(file, ("frequency_y", "frequency_x"), "logreg")
     compare_with_published({(-2, -2): 64.0, (-2, 2): 68.0, (0, 0): 81.0, (0, -2): 58.0, (-4, -4): 50.0}, theirs, args)
     assert said in capsys.readouterr().out
 
@@ -257,7 +257,7 @@ def test_bad_input_is_one_line_and_code_2(tmp_path, capsys, monkeypatch, options
 @pytest.mark.parametrize("k", [(0, -2), (-4, -2), (-2, -6)])
 def test_lenet_learns_as_much_of_a_frequency_as_published(reference, k):
     keys = ("frequency_y", "frequency_x")
-    table = dict(runs.read_published(reference / "fourier_accuracies.csv", keys, "lenet"))
+    table = dict(tables.read_published(reference / "fourier_accuracies.csv", keys, "lenet"))
     theirs = (table[k] + table[-k[0], k[1]]) / 2
     ours = train_on_direction(fourier_direction(*k), seed=1)["test_accuracy"]
     assert ours == pytest.approx(theirs, abs=8)  # a training's standard deviation is 2.7

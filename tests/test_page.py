@@ -12,7 +12,7 @@ import pytest
 from docs import make_page
 from NADs_scripts import designs
 from tests.helpers import ROOT, rows, wait_until
-from utils import plotting, runs
+from utils import plotting, tables
 from utils.directions import canonical_frequency, frequency_grid
 
 RESULTS, NADS = ROOT / "results", ROOT / "NADs"
@@ -78,7 +78,7 @@ def test_the_atlas_is_shown_where_there_is_one_and_what_is_missing_is_left_out(t
     (tmp_path / "atlas").mkdir()
     table = [("lenet", "0.677", ""), ("torchvision:large", "", "too <large>"), ("torchvision:b", "0.5", "")]
     columns = ("architecture", "roughness", "why_not")
-    runs.write_rows(tmp_path / "atlas" / "atlas.csv", [dict(zip(columns, row, strict=True)) for row in table])
+    tables.write_rows(tmp_path / "atlas" / "atlas.csv", [dict(zip(columns, row, strict=True)) for row in table])
     frequencies, y = list(dict.fromkeys(CELLS)), np.random.default_rng(0)
     maps = [dict(zip(frequencies, y.uniform(0.1, 10, len(frequencies)), strict=True)) for _ in range(2)]
     maps = np.array([[values[cell] for cell in CELLS] for values in maps], np.float32)

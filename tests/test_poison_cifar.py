@@ -14,7 +14,7 @@ from models import build_model
 from poison_cifar import ROOT, carrier, flip, main, parse_arguments, poison, prepare, train_and_test
 from tests.helpers import count_epochs, refusal, rows, run_on_ranks
 from tests.tiny_images import write_cifar10, write_folder
-from utils import cifar, distributed, plotting, runs, seeding, training
+from utils import cifar, distributed, files, plotting, runs, seeding, training
 from utils.directions import load_nads
 
 TINY = "--arch logreg --data images --epochs 3 --batch-size 8 --max-lr 0.02 --device cpu".split()
@@ -317,7 +317,7 @@ def test_other_images_are_refused_and_the_same_ones_elsewhere_are_not(tmp_path, 
 def test_bad_input_is_one_line_and_code_2_before_any_work(nads_file, capsys, monkeypatch, options, words):
     plain = [*TINY, "--nads", str(nads_file)]
     Path("finished").mkdir()
-    runs.save_json(Path("finished/config.json"), {"settings": poison_cifar.settings(parse_arguments(plain))})
+    files.save_json(Path("finished/config.json"), {"settings": poison_cifar.settings(parse_arguments(plain))})
     monkeypatch.setattr(distributed, "launch", None)
     assert words in refusal(capsys, main, *plain, "--output", "run", *options)
     assert not Path("run").exists()

@@ -14,14 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.helpers import Trap
-from utils import runs
+from utils import files, runs, tables
 
 CPU = torch.device("cpu")
 WRITERS = {
-    "array": lambda path: runs.save_array(path, np.arange(1000)),
-    "json": lambda path: runs.save_json(path, {"a": 1}),
-    "checkpoint": lambda path: runs.save_checkpoint(path, {"x": torch.ones(1000)}),
-    "rows": lambda path: runs.write_rows(path, [{"a": 1}]),
+    "array": lambda path: files.save_array(path, np.arange(1000)),
+    "json": lambda path: files.save_json(path, {"a": 1}),
+    "checkpoint": lambda path: files.save_checkpoint(path, {"x": torch.ones(1000)}),
+    "rows": lambda path: tables.write_rows(path, [{"a": 1}]),
 }
 
 
@@ -107,13 +107,13 @@ def test_a_run_is_open_once_at_a_time(tmp_path):
 def test_the_authors_own_files_are_read_as_they_are(tmp_path):
     (path := tmp_path / "dft_accuracies.csv").write_text("x,y,acc_lr,acc_ln,acc_vgg\n0,15,100,50.5,\n8,8,100,80,60\n")
     keys = ("frequency_y", "frequency_x")
-    assert runs.read_published(path, keys, "lenet") == [((14, -16), 50.5), ((0, 0), 80.0)]
-    assert runs.read_published(path, keys, "vgg11") == [((0, 0), 60.0)]
+    assert tables.read_published(path, keys, "lenet") == [((14, -16), 50.5), ((0, 0), 80.0)]
+    assert tables.read_published(path, keys, "vgg11") == [((0, 0), 60.0)]
     with pytest.raises(ValueError, match="numbers in columns frequency_y, frequency_x, resnet18"):
-        runs.read_published(path, keys, "resnet18")
+        tables.read_published(path, keys, "resnet18")
     (path := tmp_path / "nads.csv").write_text("index,acc_ln,eig_ln,acc_dn\n3,97.5,0.1,\n7,,0.05,60\n")
-    assert runs.read_published(path, ("nad_index",), "lenet") == [((3,), 97.5)]
-    assert runs.read_published(path, ("nad_index",), "densenet121") == [((7,), 60.0)]
+    assert tables.read_published(path, ("nad_index",), "lenet") == [((3,), 97.5)]
+    assert tables.read_published(path, ("nad_index",), "densenet121") == [((7,), 60.0)]
 
 
 def test_a_row_of_other_columns_is_not_added_to_a_table(tmp_path):
@@ -156,7 +156,7 @@ def test_items_that_lack_a_row_are_done_and_come_back_in_the_order_of_their_keys
         ("9", "1", "81"),
         ("10", "0", "100"),
     ]
-    assert runs.read_rows(tmp_path / runs.ROWS) == found and all(float(row["seconds"]) >= 0 for row in found)
+    assert tables.read_rows(tmp_path / runs.ROWS) == found and all(float(row["seconds"]) >= 0 for row in found)
     said = capsys.readouterr().out
     assert said.startswith(f"squares: 3, 2 of them done; cpu ({runs.device_name(CPU)}), ranks: 1, threads of each: ")
     assert said.endswith(f"; results in {tmp_path}\n")
@@ -165,7 +165,7 @@ def test_items_that_lack_a_row_are_done_and_come_back_in_the_order_of_their_keys
 def test_mean_and_spread_leave_out_what_diverged():
     values = [("0", "60"), ("1", "nan"), ("2", "70")]
     found = [{"nad_index": "4", "repetition": r, "test_accuracy": v} for r, v in values]
-    mean, spread, number = runs.mean_and_spread(found, ["nad_index"])[(4,)]
+    mean, spread, number = tables.mean_and_spread(found, ["nad_index"])[(4,)]
     assert (mean, number) == (65, 2) and spread == pytest.approx(50**0.5)
 
 
@@ -187,9 +187,9 @@ def test_wherever_a_kill_cuts_the_file_whole_rows_count_and_the_next_row_repairs
     cut = data.draw(st.integers(0, len(content)))
     path.write_bytes(content[:cut])
     whole = ROWS[: max(0, content[:cut].count(b"\n") - 1)]
-    assert runs.read_rows(path) == whole
+    assert tables.read_rows(path) == whole
     runs.append_row(path, ROWS[len(whole) % len(ROWS)])
-    assert runs.read_rows(path) == [*whole, ROWS[len(whole) % len(ROWS)]]
+    assert tables.read_rows(path) == [*whole, ROWS[len(whole) % len(ROWS)]]
     append_all(path, ROWS[len(whole) + 1 :])
     assert path.read_bytes() == content or len(whole) == len(ROWS)
 
@@ -209,7 +209,7 @@ def test_a_damaged_row_is_named_and_nothing_is_lost(tmp_path, line):
 
 def refuse(path):
     with pytest.raises(ValueError, match=r"cannot be read \(.+\): delete it to start again$") as error:
-        runs.load_checkpoint(path)
+        files.load_checkpoint(path)
     assert "\n" not in str(error.value) and str(path) in str(error.value)
 
 
@@ -228,7 +228,7 @@ def test_a_checkpoint_that_would_run_code_or_is_not_there_is_refused(tmp_path):
 @given(st.data())
 def test_a_checkpoint_cut_anywhere_is_refused_in_one_line(tmp_path_factory, data):
     path = tmp_path_factory.mktemp("checkpoint") / "state.pt"
-    runs.save_checkpoint(path, {"x": torch.ones(100)})
+    files.save_checkpoint(path, {"x": torch.ones(100)})
     content = path.read_bytes()
     path.write_bytes(content[: data.draw(st.integers(0, len(content) - 1))])
     refuse(path)

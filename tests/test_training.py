@@ -15,7 +15,7 @@ from directional_bias import train_on_direction
 from models import LeNet, LogReg, build_model
 from tests import tiny_networks
 from tests.helpers import count_epochs
-from utils import runs, training
+from utils import files, runs, training
 from utils.directions import fourier_direction, random_direction
 from utils.training import SWITCHES, as_graphs, evaluate, learning_rate, precision_mode, train
 
@@ -143,9 +143,9 @@ def test_a_checkpoint_that_does_not_fit_is_refused_by_name(tmp_path, monkeypatch
     words = rf"^the checkpoint {path} does not fit \(.+\): delete it to start again$"
     with pytest.raises(ValueError, match=words):
         train_until(None, path, monkeypatch, hidden=9)
-    state = runs.load_checkpoint(path)
+    state = files.load_checkpoint(path)
     for other in ({}, [], state | {"optimizer": {}}, state | {"generators": {"order": torch.zeros(3)}}):
-        runs.save_checkpoint(path, other)
+        files.save_checkpoint(path, other)
         with pytest.raises(ValueError, match=words):
             train_until(None, path, monkeypatch)
 

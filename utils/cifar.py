@@ -9,7 +9,7 @@ from PIL import Image
 from torchvision import datasets
 from tqdm import tqdm
 
-from utils import runs
+from utils import files
 
 SIZE = 32
 MAX_CLASSES = 12  # the poisoning rule has so many carriers
@@ -54,23 +54,23 @@ def load_images(root: Path, *, download: bool = False, cache: Path = Path("runs/
 
 def _load_folder(root: Path, cache: Path) -> ImageData:
     listed = {split: sorted((root / split).glob("*/*")) for split in ("train", "test")}
-    files = {split: [path for path in listed[split] if path.suffix.lower() in ENDINGS] for split in listed}
-    classes = {split: {path.parent.name for path in files[split]} for split in files}
+    images_of = {split: [path for path in listed[split] if path.suffix.lower() in ENDINGS] for split in listed}
+    classes = {split: {path.parent.name for path in images_of[split]} for split in images_of}
     if odd := sorted(classes["train"] ^ classes["test"]):
         raise ValueError(f"{root} has classes with images in only one of train and test: {', '.join(odd)}")
     names = tuple(sorted(classes["train"]))
     if not 2 <= len(names) <= MAX_CLASSES:
         raise ValueError(f"{root}/train has {len(names)} classes with images: expected 2 to {MAX_CLASSES}")
-    paths = [*files["train"], *files["test"]]
+    paths = [*images_of["train"], *images_of["test"]]
     listing = "\n".join(f"{path.resolve()} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in paths)
-    cached = cache / f"{runs.digest(listing.encode())}.pt"
+    cached = cache / f"{files.digest(listing.encode())}.pt"
     if cached.exists():
-        images = runs.load_checkpoint(cached)
+        images = files.load_checkpoint(cached)
     else:
-        images = {split: _decode(files[split], f"decoding {split} images") for split in files}
+        images = {split: _decode(images_of[split], f"decoding {split} images") for split in images_of}
         cache.mkdir(parents=True, exist_ok=True)
-        runs.save_checkpoint(cached, images)
-    labels = {split: torch.tensor([names.index(path.parent.name) for path in files[split]]) for split in files}
+        files.save_checkpoint(cached, images)
+    labels = {split: torch.tensor([names.index(path.parent.name) for path in images_of[split]]) for split in images_of}
     return ImageData(images["train"], labels["train"], images["test"], labels["test"], names)
 
 

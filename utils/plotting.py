@@ -14,7 +14,7 @@ from matplotlib.image import AxesImage
 from scipy.cluster import hierarchy
 
 from utils.directions import canonical_frequency, frequency_grid
-from utils.runs import replacing
+from utils.files import replacing
 
 in_style = style.context(Path(__file__).with_name("figures.mplstyle"))  # a decorator, of what draws or saves
 SHARES = {"norm": LogNorm(1 / 16, 16, clip=True), "cmap": "RdBu_r"}  # white at 1, the same for all networks

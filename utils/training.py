@@ -12,7 +12,7 @@ from torch import autograd, backends, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from utils import distributed, runs
+from utils import distributed, files, runs
 from utils.convolution import small_convolutions_as_products
 
 PATIENCE = 5.0  # seconds after which a training shows its epochs
@@ -159,7 +159,7 @@ def save_epochs(
     cuda = torch.cuda.get_rng_state(order.device) if order.device.type == "cuda" else torch.empty(0)
     generators = {"order": order.get_state(), "cpu": torch.get_rng_state(), "cuda": cuda}
     state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-    runs.save_checkpoint(path, state | {"generators": generators, "history": history})
+    files.save_checkpoint(path, state | {"generators": generators, "history": history})
 
 
 def load_epochs(
@@ -168,7 +168,7 @@ def load_epochs(
     """Continue from what `save_epochs` wrote, if it is there; return the history so far."""
     if not path.exists():
         return []
-    state = runs.load_checkpoint(path)
+    state = files.load_checkpoint(path)
     try:
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])

@@ -1,0 +1,69 @@
+"""Files that appear whole or not at all."""
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give the name of a temporary file that takes the place of `path` when the block ends without an error."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save_array(path: Path, array: np.ndarray) -> None:
+    """Write a .npy file, whole or not at all."""
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        np.save(file, array, allow_pickle=False)
+
+
+def save_json(path: Path, content: Any) -> None:
+    """Write a JSON file, whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2, default=str) + "\n")
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Write tensors and plain values with torch.save, whole or not at all."""
+    buffer = io.BytesIO()  # torch.save into a file hides the reason, a full disk, behind a RuntimeError
+    torch.save(state, buffer)
+    with replacing(path) as temporary:
+        temporary.write_bytes(buffer.getbuffer())
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read what `save_checkpoint` wrote, to the CPU; ValueError if the file is not readable."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch names no common class for a damaged file
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"the checkpoint {path} cannot be read ({reason}): delete it to start again") from None
+
+
+def read_json(path: Path, *keys: str) -> dict[str, Any]:
+    """These entries of what `save_json` wrote there; ValueError if they cannot be read."""
+    try:
+        content = json.loads(path.read_text())
+        return {key: content[key] for key in keys}
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{path} cannot be read: choose another folder") from None
+
+
+def digest(content: bytes) -> str:
+    """A short name for this content."""
+    return hashlib.blake2b(content, digest_size=8).hexdigest()
