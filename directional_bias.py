@@ -1,4 +1,4 @@
-"""Experiment 1: which directions can an architecture learn? The paper's accuracy maps over frequencies (section 2).
+"""Experiment 1: which directions can an architecture learn, and how fast? (Paper, section 2.)
 
 Train the network on D(v), data separable along the direction v and along no other, once for each of many v, and
 test it on fresh samples of D(v). The map of test accuracy over the Fourier images v is the network's directional bias.
@@ -8,11 +8,18 @@ test it on fresh samples of D(v). The map of test accuracy over the Fourier imag
 trains on the 130 distinct cells of the published 16×16 map. Expect for LeNet lobes of up to 80 % at low frequencies
 and chance (50 %) elsewhere, mean 56 %; for LogReg 100 % everywhere; for LeNet with --no-pooling --sigma 1 above 99.8 %
 at the 22 cells tried. Trainings of one cell vary by 0.5 to 0.8 points (standard deviation), at a lobe's edge by more.
+
+    python directional_bias.py --arch lenet --measure steps
+
+counts the steps until the training loss is small, with little noise (σ = 0.5) and a constant learning rate. Expect for
+LeNet some 50 steps at the lowest frequencies and 600 at high ones; cells with a frequency of 8 are not learnt within
+the 632 steps of 8 epochs. The paper treats this speed, too, but no numbers of it are published.
 """
 
 import math
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +27,12 @@ import numpy as np
 import torch
 from scipy import stats
 
-from models import build_model, canonical_name, identity, paper_name
-from utils import cli, distributed, files, plotting, runs, seeding, tables
-from utils.directions import canonical_frequency, fourier_map, load_nads, random_direction
+from models import build_model, canonical_name, check_fresh_draws, check_model, check_training_step, identity, paper_name
+from refusals import Refusal
+from utils import cli, files, plotting, runs, seeding, tables, workers
+from utils.directions import canonical_frequency, fourier_map, random_direction
 from utils.linear_data import sample_linear_data
+from utils.nads import load_nads
 from utils.training import evaluate, train
 
 ROOT = Path(__file__).resolve().parent
@@ -31,7 +40,11 @@ ROOT = Path(__file__).resolve().parent
 RECIPE = {"epochs": 20, "batch_size": 128, "max_lr": 0.5, "momentum": 0.0, "weight_decay": 0.0, "clip_norm": 0.5}
 DATA = {"num_train": 10_000, "num_test": 10_000, "epsilon": 1.0}  # samples, and ε: ⟨x, v⟩ = ±ε
 SIGMA = 3.0  # the paper's noise σ, for every family of directions; but 1 fits its LeNet along NADs
+UNTIL_LOSS = 0.1  # for --measure steps: a training loss that counts as small
+STEPS_DEFAULTS = {"epochs": 8, "sigma": 0.5}  # for --measure steps: what else differs from the paper's training
+COLUMNS = {"accuracy": "test_accuracy", "steps": "steps"}  # of a row, by --measure
 KEYS = {"fourier": ("frequency_y", "frequency_x"), "random": ("random_index",), "nads": ("nad_index",)}
+FAMILIES = {"fourier": "Fourier images", "random": "random directions", "nads": "NADs"}
 
 Directions = Mapping[tuple[int, ...], torch.Tensor]  # (C, S, S) of unit norm, by index in their family
 Accuracies = list[tuple[tuple[int, ...], float]]  # %, each after the index of its direction
@@ -40,7 +53,7 @@ Accuracies = list[tuple[tuple[int, ...], float]]  # %, each after the index of i
 def train_on_direction(
     direction: torch.Tensor,
     *,
-    arch: str = "lenet",
+    arch: str | Callable = "lenet",
     pooling: bool = True,
     num_train: int = DATA["num_train"],
     num_test: int = DATA["num_test"],
@@ -54,8 +67,9 @@ def train_on_direction(
     """Train a fresh network on D(v) and test it on fresh samples of D(v), on the device of the direction v (C, S, S).
 
     `recipe` is what differs from RECIPE; `checkpoint` keeps the training between its epochs. Returns train_accuracy and
-    test_accuracy (%), and final_loss; those of training are of the last epoch. If training diverged, the loss and the
-    test accuracy are nan.
+    test_accuracy (%), and final_loss; those of training are of the last epoch. With `until_loss` also the steps until
+    the training loss was below it (see `utils.training.train`), nan if it never was. If training diverged, the loss and
+    the test accuracy are nan.
     """
     device = direction.device
     num_channels, image_size, _ = direction.shape
@@ -67,24 +81,25 @@ def train_on_direction(
         recipe = RECIPE | recipe | {"precision": precision, "checkpoint": checkpoint}
         last = train(model, *train_set, generator=seeding.generator(device, seed, "order"), **recipe)[-1]
     diverged = not math.isfinite(last["loss"])
-    return {
+    results = {
         "train_accuracy": last["train_accuracy"],
         "test_accuracy": math.nan if diverged else evaluate(model, *test_set, precision=precision),
         "final_loss": math.nan if diverged else last["loss"],
     }
+    return results | ({"steps": last["steps"]} if "steps" in last else {})
 
 
 def make_directions(args: Namespace) -> Directions:
     """The directions that the command line asks for, each experiment once.
 
     Raises:
-        ValueError: one of them does not exist.
+        Refusal: one of them does not exist.
     """
     size, channels = args.image_size, args.num_channels
     if args.directions == "fourier":
         images = fourier_map(size, num_channels=channels, phase=args.phase, frequencies=args.frequency)
         if not images:
-            raise ValueError(f"images of {size} pixels have no sine on the map: use the cosine")
+            raise Refusal(f"images of {size} pixels have no sine on the map: use the cosine")
         return images
     shape = (channels, size, size)
     if args.directions == "random":
@@ -92,28 +107,11 @@ def make_directions(args: Namespace) -> Directions:
         return {index: random_direction(shape, seeding.generator("cpu", *seed)) for index, seed in seeds.items()}
     nads = load_nads(args.nads, math.prod(shape))
     if max(args.nad_index) >= len(nads):
-        raise ValueError(f"NAD index {max(args.nad_index)} does not exist: expected 0 to {len(nads) - 1}")
+        raise Refusal(f"NAD index {max(args.nad_index)} does not exist: expected 0 to {len(nads) - 1}")
     return {(index,): nads[index].view(shape) for index in sorted(args.nad_index)}
 
 
-@cli.one_line_errors
-def run(args: Namespace, directions: Directions, published: Accuracies) -> None:
-    """Train on the directions that the run's folder lacks, then report."""
-    device = distributed.rank_device(args.device)
-    options = ("arch", "precision", "sigma", *DATA, *RECIPE)
-    options = {key: vars(args)[key] for key in options} | {"pooling": not args.no_pooling}
-
-    def train_item(item: tuple[int, ...], checkpoint: Path) -> dict[str, float]:
-        seed = seeding.seed_of(args.seed, args.directions, *item)
-        direction = directions[item[:-1]].to(device)
-        return train_on_direction(direction, seed=seed, checkpoint=checkpoint, **options)
-
-    items = [(*index, repetition) for repetition in range(args.seeds) for index in directions]
-    keys = (*KEYS[args.directions], "repetition")
-    with runs.open_run(args.output, settings(args), device):
-        rows = runs.do_items(args.output, keys, items, train_item, what=f"{args.arch}, trainings", device=device)
-        if distributed.rank() == 0:
-            report(rows, published, args)
+# --- Reports
 
 
 def title_name(args: Namespace) -> str:
@@ -122,30 +120,38 @@ def title_name(args: Namespace) -> str:
     return paper_name(args.arch) + (" without pooling" if args.no_pooling else "") + noise
 
 
-def report(rows: list[dict[str, str]], published: Accuracies, args: Namespace) -> None:
-    """Print what was found, save the map or the curve, and draw it."""
-    folder, family, keys = args.output, args.directions, KEYS[args.directions]
-    runs.print_diverged(folder, rows, (*keys, "repetition"), args.max_lr)
-    results = tables.mean_and_spread(rows, keys)
-    accuracies = {index: mean for index, (mean, _, _) in results.items()}
-    values, spread, _ = np.array(list(results.values())).T
-    what = {"fourier": "Fourier images", "random": "random directions", "nads": "NADs"}[family]
-    title = f"What {title_name(args)} learns of D(v),\nv {what}"
-    if family == "fourier":
-        figure = plotting.map_figure(accuracies, args.image_size, title)
-    else:
-        label, order = paper_name(args.arch), np.array([index[0] for index in results])
-        names = {"xlabel": keys[0].replace("_", " ").replace("nad", "NAD"), "title": title}
-        y = {"ylabel": "test accuracy (%)", "ylim": (min(45, values.min() - 2), 102)}
-        figure = plotting.curve_figure(order, {label: values}, spread=np.nan_to_num(spread), **names, **y)
-    plotting.save_figure(figure, folder / "accuracy.png")
-    ends = f"{values.mean():.1f} %, from {values.min():.1f} to {values.max():.1f}"
-    print(f"test accuracy over {len(values)} directions: mean {ends}")
-    if np.isfinite(spread).any():
-        print(f"standard deviation over repetitions: {np.nanmean(spread):.2f} points, the mean over directions")
+def report(rows: list[runs.Row], published: Accuracies, args: Namespace) -> None:
+    """Draw the map or the curve, print a summary, and compare with published accuracies."""
+    runs.print_diverged(args.output, rows, (*KEYS[args.directions], "repetition"), args.max_lr)
+    results = tables.mean_and_spread(rows, KEYS[args.directions], COLUMNS[args.measure])
+    figure = args.output / f"{args.measure}.png"
+    plotting.save_figure(draw(results, args), figure)
+    if args.measure == "steps":
+        total = len({tuple(row[key] for key in KEYS[args.directions]) for row in rows})
+        print(f"the training loss falls below {UNTIL_LOSS:g} for {len(results)} of {total} directions")
+    if results:
+        values, spreads, _ = np.array(list(results.values())).T
+        ends = f"{values.mean():.1f}, from {values.min():.1f} to {values.max():.1f}"
+        print(f"{plotting.LABELS[args.measure]} over {len(values)} directions: mean {ends}")
+        if np.isfinite(spreads).any():
+            print(f"standard deviation over repetitions: {np.nanmean(spreads):.2f}, the mean over directions")
     if published:
-        compare_with_published(accuracies, published, args)
-    print(f"figure: {folder / 'accuracy.png'}\nrows: {folder / runs.ROWS}")
+        compare_with_published({index: result.mean for index, result in results.items()}, published, args)
+    print(f"figure: {figure}\nrows: {args.output / runs.ROWS}")
+
+
+def draw(results: Mapping[tuple[int, ...], tables.Spread], args: Namespace) -> Any:
+    """The figure of a run: a map over frequencies, or a curve over the index of the direction."""
+    title = f"{title_name(args)}: D(v), v {FAMILIES[args.directions]}"
+    means = {index: result.mean for index, result in results.items()}
+    if args.directions == "fourier":
+        return plotting.map_figure(means, args.image_size, title, scale=args.measure)
+    values, spreads, _ = np.array(list(results.values())).reshape(-1, 3).T
+    order = np.array([index[0] for index in results])
+    labels = {"xlabel": KEYS[args.directions][0].replace("_", " ").replace("nad", "NAD"), "title": title}
+    labels |= {"ylabel": plotting.LABELS[args.measure]}
+    labels |= {"yscale": "log"} if args.measure == "steps" else {"ylim": (min(45, values.min() - 2), 102)}
+    return plotting.curve_figure(order, {paper_name(args.arch): values}, spread=np.nan_to_num(spreads), **labels)
 
 
 def key_of(index: tuple[int, ...], args: Namespace) -> tuple[int, ...]:
@@ -158,27 +164,42 @@ def compare_with_published(accuracies: dict[tuple[int, ...], float], published: 
     rows = [(key_of(index, args), accuracy) for index, accuracy in published]
     both = [(accuracy, accuracies[key]) for key, accuracy in rows if key in accuracies]
     if len(both) < 3:
-        return print(f"{args.published} has {len(both)} of these directions: at least 3 are needed to compare")
+        print(f"{args.published} has {len(both)} of these directions: at least 3 are needed to compare")
+        return
     x, y = np.array(both).T
     vary = np.ptp(x) > 0 and np.ptp(y) > 0  # a flat map, like LogReg's, correlates with nothing
     pearson, spearman = (np.corrcoef(x, y)[0, 1], stats.spearmanr(x, y)[0]) if vary else (math.nan, math.nan)
     difference = np.abs(x - y).mean()
-    found = f"Pearson {pearson:.3f}, Spearman {spearman:.3f}, mean absolute difference {difference:.2f} points"
-    summary = f"{len(both)} of its rows: {found}"
+    agreement = f"Pearson {pearson:.3f}, Spearman {spearman:.3f}, mean absolute difference {difference:.2f} points"
     row = {"rows": len(both), "pearson": f"{pearson:.4f}", "spearman": f"{spearman:.4f}"}
     tables.write_rows(args.output / "published.csv", [row | {"mean_absolute_difference": f"{difference:.3f}"}])
-    print(f"against {args.published.name}, {summary}")
+    print(f"against {args.published.name}, {len(both)} of its rows: {agreement}")
     labels = {"xlabel": "published test accuracy (%)", "ylabel": "test accuracy here (%)"}
-    title = f"{paper_name(args.arch)}, " + summary.replace(": ", "\n")
-    figure = plotting.scatters_figure({title: (x, y)}, **labels)
-    plotting.save_figure(figure, args.output / "published.png")
+    title = f"{paper_name(args.arch)}, {len(both)} rows of the published\n{agreement}"
+    plotting.save_figure(plotting.scatters_figure({title: (x, y)}, **labels), args.output / "published.png")
+
+
+# --- The command
+
+
+def check(args: Namespace) -> torch.nn.Module:
+    """Refuse a network that cannot be drawn anew for each direction, or cannot be trained. Returns one of its kind."""
+    shape = (args.num_channels, args.image_size, args.image_size)
+    build = partial(build_model, args.arch, args.num_channels, 2, args.image_size, not args.no_pooling)
+    model = build()
+    if not workers.is_copy():
+        check_model(model, args.arch, shape, 2)
+        check_fresh_draws(build, shape)
+        check_training_step(build, shape, 2, last_batch=args.num_train % args.batch_size)
+    return model
 
 
 def settings(args: Namespace) -> dict[str, Any]:
     """What the numbers of a row depend on. Which rows are wanted may change from one command to the next."""
+    model = build_model(args.arch, args.num_channels, 2, args.image_size, not args.no_pooling)
     nads = files.digest(args.nads.read_bytes()) if args.directions == "nads" else ""
     wanted = ("frequency", "nad_index", "num_random", "seeds")
-    return runs.settings(args, *wanted, arch=identity(args.arch), nads=nads)
+    return runs.settings(args, *wanted, arch=identity(args.arch, model), nads=nads)
 
 
 def add_direction_arguments(parser: cli.ArgumentParser) -> None:
@@ -187,11 +208,11 @@ def add_direction_arguments(parser: cli.ArgumentParser) -> None:
     group.add_argument("--directions", choices=KEYS, default="fourier", help="family of directions v")
     frequency = "one frequency in cycles per image, repeatable (default: every distinct cell of the published map)"
     group.add_argument("--frequency", type=int, nargs=2, action="append", metavar=("KY", "KX"), help=frequency)
-    group.add_argument("--phase", choices=("cosine", "sine"), help="of the Fourier images (default: cosine)")
+    group.add_argument("--phase", choices=("cosine", "sine"), help="phase of the Fourier images (default: cosine)")
     group.add_argument("--nad-index", type=cli.index_list, help="0,5,10 or 0:1000:50 (default: every 50th)")
-    group.add_argument("--nads", type=Path, help="file of NADs (default: the architecture's in NADs/)")
+    group.add_argument("--nads", type=cli.path, help="file of NADs (default: the architecture's in NADs/)")
     group.add_argument("--num-random", type=cli.positive_int, help="number of random directions (default: 16)")
-    noise = "noise; 1 for the published curve along LeNet's NADs"
+    noise = "standard deviation of the noise; 1 for the published curve along LeNet's NADs"
     group.add_argument("--sigma", type=cli.non_negative, default=SIGMA, help=noise)
 
 
@@ -204,10 +225,10 @@ def finish_direction_arguments(args: Namespace, parser: cli.ArgumentParser) -> N
     args.nads = args.nads or ROOT / "NADs" / f"{paper_name(args.arch)}_NADs.npy"
 
 
-def folder_name(args: Namespace) -> str:
-    """ARCH-DIRECTIONS, between them what is not the paper's: LeNet-nopooling-sigma1-fourier."""
+def folder_name(args: Namespace, usual_sigma: float = SIGMA) -> str:
+    """ARCH-DIRECTIONS, between them what is not usual: LeNet-nopooling-sigma1-fourier."""
     variant = "-nopooling" if args.no_pooling else ""
-    variant += f"-sigma{args.sigma:g}" if args.sigma != SIGMA else ""
+    variant += f"-sigma{args.sigma:g}" if args.sigma != usual_sigma else ""
     return f"{paper_name(args.arch)}{variant}-{args.directions}"
 
 
@@ -216,33 +237,57 @@ def parse_arguments(argv: list[str] | None) -> Namespace:
     parser = cli.ArgumentParser(__doc__)
     cli.add_model_arguments(parser)
     parser.add_argument("--no-pooling", action="store_true", help="the ablation without pooling: LeNet, ResNet-18")
+    measure = "test accuracy, or steps until the training loss is small (then --epochs is 8 and --sigma 0.5)"
+    parser.add_argument("--measure", choices=("accuracy", "steps"), default="accuracy", help=measure)
     add_direction_arguments(parser)
     group = parser.add_argument_group("data")
     group.add_argument("--num-train", type=cli.positive_int, default=DATA["num_train"], help="training samples")
     group.add_argument("--num-test", type=cli.positive_int, default=DATA["num_test"], help="test samples")
-    epsilon = "<x, v> is ± this (the released example: 0.5)"
+    epsilon = "ε: <x, v> is +ε or −ε (the authors' example has 0.5)"
     group.add_argument("--epsilon", type=cli.positive, default=DATA["epsilon"], help=epsilon)
     cli.add_recipe_arguments(parser, RECIPE)
     cli.add_run_arguments(parser, output_help="folder of the run (default: runs/directional_bias/ARCH-DIRECTIONS)")
     parser.add_argument("--seeds", type=cli.positive_int, default=1, help="repetitions of each direction")
-    parser.add_argument("--published", type=Path, help="CSV with published accuracies to compare with")
+    parser.add_argument("--published", type=cli.path, help="CSV file of published accuracies to compare with")
     args = parser.parse_args(argv)
+    if args.measure == "steps":
+        parser.set_defaults(**STEPS_DEFAULTS)
+        args = parser.parse_args(argv)
+        if args.published:
+            parser.error("--published belongs to --measure accuracy: no steps are published")
+    cli.finish(parser, args)
     finish_direction_arguments(args, parser)
-    args.output = args.output or Path("runs/directional_bias") / folder_name(args)
+    steps = args.measure == "steps"
+    name = f"steps/{folder_name(args, STEPS_DEFAULTS['sigma'])}" if steps else f"directional_bias/{folder_name(args)}"
+    args.output = args.output or Path("runs") / name
     return args
 
 
 @cli.one_line_errors
 def main(argv: list[str] | None = None) -> None:
-    """Check the arguments, then train on every direction."""
+    """Check everything, train on every direction that the run's folder lacks, and report."""
     args = parse_arguments(argv)
     columns = KEYS[args.directions], canonical_name(args.arch)
     published = tables.read_published(args.published, *columns) if args.published else []
     directions = make_directions(args)
-    runs.check_settings(args.output, settings(args))
-    model = build_model(args.arch, args.num_channels, 2, args.image_size, not args.no_pooling)
-    many = {"small": distributed.is_small(model, args.device), "items": args.seeds * len(directions)}
-    distributed.launch(run, args, directions, published, device=args.device, **many)
+    keys, what = (*KEYS[args.directions], "repetition"), f"{paper_name(args.arch)}, trainings"
+    items = [(*index, repetition) for repetition in range(args.seeds) for index in directions]
+    small = workers.is_small(check(args), args.device)
+    runs.open_run(args.output, settings(args), defaults=runs.settings(parse_arguments([])))
+    runs.share(__file__, argv, args, keys, items, what=what, small=small)
+    device = workers.own_device(args.device)
+
+    options = {key: vars(args)[key] for key in ("arch", "precision", "sigma", *DATA, *RECIPE)}
+    options |= {"pooling": not args.no_pooling, "until_loss": UNTIL_LOSS if args.measure == "steps" else None}
+
+    def train_item(item: runs.Item, checkpoint: Path) -> dict[str, float]:
+        *index, _ = item
+        seed = seeding.seed_of(args.seed, args.directions, *item)
+        return train_on_direction(directions[tuple(index)].to(device), seed=seed, checkpoint=checkpoint, **options)
+
+    rows = runs.do_items(args.output, keys, items, train_item, what=what, device=device)
+    if rows:
+        report(rows, published, args)
 
 
 if __name__ == "__main__":

@@ -11,14 +11,17 @@ Two estimators of the same covariance:
   marginal  the last linear layer is integrated out exactly (see utils/last_layer.py): each network then gives one row
             per feature, and is worth many sampled ones (Rao-Blackwell).
 
-Expect for LeNet a first singular value of 0.19 and a last one of 0.0024 (published: 0.189, 0.0023). Two halves of 4,000
-networks agree to 0.97 on the first 100 directions.
+Expect for LeNet a first singular value of 0.19 and a last one of 0.0024 (published: 0.189, 0.0023). Two halves of 1,000
+networks agree to 0.92 on the first 100 directions.
 """
 
 import math
 import sys
 import time
 from argparse import Namespace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +29,16 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from models import build_model, identity, paper_name
-from utils import cli, distributed, files, plotting, runs, seeding
-from utils.covariance import GradientSum, NADs, nads_from_covariance
+from models import build_model, check_fresh_draws, check_model, identity, paper_name
+from refusals import Refusal
+from utils import cli, files, plotting, runs, seeding, workers
 from utils.last_layer import draw_network, estimator_for, network_rows
+from utils.nads import GradientSums, NADs, central_differences, nads_of_covariance, nads_of_gradients, read_sums
 
 ROOT = Path(__file__).resolve().parent
 # The paper draws 10,000 networks; with the last layer integrated out, 1,000 give more.
 NUM_NETWORKS = {"sampled": 10_000, "marginal": 1_000}
-STEP = 100.0  # s; another step finds other directions, see results/nad_step.csv
+STEP = 100.0  # s; another step finds other directions, see results/nads/step.csv
 AGREEMENT_K = 100  # directions on which the agreement of two halves is reported
 
 
@@ -43,8 +47,24 @@ def draw_point(num_channels: int = 1, image_size: int = 32, *, seed: int = 0) ->
     return torch.randn(num_channels, image_size, image_size, generator=seeding.generator("cpu", seed, "point"))
 
 
+def draw(arch: str | Callable, number: int, point: torch.Tensor, seed: int = 0) -> torch.nn.Module:
+    """Network f_θ number `number` of an architecture, for images like the point (C, S, S)."""
+    num_channels, image_size, _ = point.shape
+    build = partial(build_model, arch, num_channels, 1, image_size)
+    return draw_network(build, point.device, seed, "network", number)
+
+
+def sampled_nads(arch: str | Callable, point: torch.Tensor, *, num_networks: int, step: float = STEP) -> NADs:
+    """The paper's protocol: the principal components of the gradients of `num_networks` networks at the point."""
+    gradients = []
+    for number in range(num_networks):
+        network = draw(arch, number, point)
+        gradients.append(central_differences(network, point, step=step)[0])  # g, (D,)
+    return nads_of_gradients(torch.stack(gradients))
+
+
 def compute_nads(
-    arch: str = "lenet",
+    arch: str | Callable = "lenet",
     *,
     estimator: str = "marginal",
     num_networks: int | None = None,
@@ -53,91 +73,97 @@ def compute_nads(
     step: float = STEP,
     seed: int = 0,
     device: torch.device | str = "cpu",
-    precision: str = "fp32",
-    folder: Path | None = None,
-) -> tuple[NADs, GradientSum]:
+) -> tuple[NADs, GradientSums]:
     """The NADs of an architecture for images (C, S, S), D = C·S·S, and the sums over networks that they come from.
 
-    `folder` keeps the sums, one file for each rank, so that a killed run continues and ranks share the work. ValueError
-    if the estimator does not fit the network, or no gradient is other than zero.
+    Raises:
+        Refusal: the estimator does not fit the network, or no gradient is other than zero.
     """
-    num_networks = num_networks or NUM_NETWORKS[estimator]
     point = draw_point(num_channels, image_size, seed=seed).to(device)
-    sums, done = GradientSum(point.numel(), device), set()
-    if folder:
-        done = read_sums(folder, point.numel()).numbers
-        own = folder / f"part-{distributed.rank()}.pt"
-        sums.merge(read_sums(folder, point.numel(), own.name))
-        distributed.barrier()  # all have read before one writes
-        runs.announce(f"{arch}, networks", num_networks, len(done), point.device, folder)
-    saved = time.monotonic()
-    missing = distributed.own_part([number for number in range(num_networks) if number not in done])
-    bar = tqdm(missing, desc=f"{arch}, networks of rank 0", disable=distributed.rank() > 0, delay=1)
-    for number in bar:
-        build = lambda: build_model(arch, num_channels, 1, image_size)  # noqa: E731
-        network = draw_network(build, point.device, seed, "network", number)
-        sums.add(number, network_rows(network, point, estimator=estimator, step=step, precision=precision))
-        if folder and (number == missing[-1] or time.monotonic() - saved > runs.CHECKPOINT_SECONDS):
-            files.save_checkpoint(own, sums.state())
-            saved = time.monotonic()
-    if folder:
-        distributed.barrier()
-        sums = read_sums(folder, point.numel())
+    sums = GradientSums(point.numel(), device)
+    for number in tqdm(range(num_networks or NUM_NETWORKS[estimator]), desc="networks", delay=1):
+        sums.add(number, network_rows(draw(arch, number, point, seed), point, estimator=estimator, step=step))
+    return nads_of_sums(sums, estimator), sums
+
+
+def nads_of_sums(sums: GradientSums, estimator: str) -> NADs:
+    """The NADs of all networks in the sums."""
     covariance = sums.covariance(estimator)
     if not covariance.any():
-        raise ValueError(f"the input gradients of all networks of {arch} are zero")
-    return nads_from_covariance(covariance), sums
+        raise Refusal("the input gradients of all networks are zero: the networks do not see their input")
+    return nads_of_covariance(covariance)
 
 
-def read_sums(folder: Path, dimension: int, pattern: str = "part-*.pt") -> GradientSum:
-    """The sums in a run's folder over the networks of all ranks, or of the one whose file the pattern names."""
-    sums = GradientSum(dimension)
-    for path in sorted(folder.glob(pattern)):
-        sums.merge(GradientSum.from_state(files.load_checkpoint(path), path, dimension))
-    return sums
+# --- A run: each process keeps the sums over its networks in a file of its own
 
 
-@cli.one_line_errors
-def run(args: Namespace) -> None:
-    """Draw the networks that the run's folder lacks, shared among the ranks; then save and draw the NADs."""
-    device = distributed.rank_device(args.device)
-    with runs.open_run(args.checkpoints, settings(args), device):
-        options = ("arch", "estimator", "num_networks", "num_channels", "image_size", "step", "seed", "precision")
-        options = {key: vars(args)[key] for key in options}
-        nads, sums = compute_nads(**options, device=device, folder=args.checkpoints)
-        if distributed.rank() == 0:
-            report(nads, sums, args)
+def add_missing_networks(folder: Path, point: torch.Tensor, args: Namespace) -> None:
+    """Draw this process's part of the networks that no file in the folder has, and keep their sums in its own file."""
+    own = folder / f"part-{workers.rank()}.pt"
+    sums = GradientSums(point.numel(), point.device)
+    if own.exists():
+        sums.add_file(own)
+    finished = finished_networks(folder)
+    missing = [number for number in workers.own_part(range(args.num_networks)) if number not in finished]
+    saved = time.monotonic()
+    for number in tqdm(missing, desc=f"{paper_name(args.arch)}, networks", disable=not workers.speaks(), delay=1):
+        start = time.monotonic()
+        network = draw(args.arch, number, point, args.seed)
+        sums.add(number, network_rows(network, point, estimator=args.estimator, step=args.step))
+        sums.seconds += time.monotonic() - start
+        if number == missing[-1] or time.monotonic() - saved > files.CHECKPOINT_SECONDS:
+            sums.save(own)
+            saved = time.monotonic()
 
 
-def report(nads: NADs, sums: GradientSum, args: Namespace) -> None:
-    """Write the arrays, their description and the figures, and say where they are."""
+def finished_networks(folder: Path) -> set[int]:
+    """The numbers of the networks whose sums are in the folder."""
+    return {number for path in folder.glob("part-*.pt") for number in files.load_checkpoint(path, "numbers")}
+
+
+@contextmanager
+def progress(folder: Path, args: Namespace) -> Iterator[Callable[[], None]]:
+    """A bar over the networks in the folder, whoever drew them, as often as their sums are saved."""
+    with tqdm(total=args.num_networks, desc=f"{paper_name(args.arch)}, networks") as bar:
+        yield lambda: bar.update(len(finished_networks(folder)) - bar.n)
+
+
+def report(nads: NADs, sums: GradientSums, args: Namespace) -> None:
+    """Write the arrays, their description and the figure, and say where they are."""
     k = min(AGREEMENT_K, len(nads.directions))
     agreement = sums.agreement(args.estimator, k)
     args.output.mkdir(parents=True, exist_ok=True)
     name = paper_name(args.arch)
-    written = [args.output / f"{name}_{kind}" for kind in ("NADs.npy", "eigenvals.npy", "NADs.json")]
-    files.save_array(written[0], nads.directions)
-    files.save_array(written[1], nads.singular_values.astype(np.float32))
-    description = files.read_json(args.checkpoints / "config.json", "settings")["settings"] | {
+    arrays, spectrum, description = (args.output / f"{name}_{kind}" for kind in FILES)
+    files.save_array(arrays, nads.directions)
+    files.save_array(spectrum, nads.singular_values.astype(np.float32))
+    facts = {
         "num_networks": len(sums.numbers),
         "agreement": {"k": k, "split_half_overlap": None if math.isnan(agreement) else round(agreement, 4)},
         "scale": "√(9999·λ); σ_w is the rms of the last layer's weights, 1/√(3·fan_in) where they start at zero",
-        "environment": runs.environment(args.device),
+        "seconds": round(sums.seconds, 1),
+        "command": runs.command(),
     }
-    files.save_json(written[2], description)
+    files.save_json(description, runs.read_config(args.checkpoints) | facts | runs.origin(args.device))
     shown = nads.directions[:8].reshape(-1, args.num_channels, args.image_size, args.image_size)
-    figure, drawn = plotting.nads_figure({name: shown}, {name: nads.singular_values}), args.checkpoints / "nads.png"
-    plotting.save_figure(figure, drawn)
+    figure = plotting.nads_figure({name: shown}, {name: nads.singular_values})
+    plotting.save_figure(figure, args.checkpoints / "nads.png")
     print(
         f"{len(sums.numbers)} networks; two halves agree to {agreement:.3f} on the first {k} directions.\n"
         "NADs of nearly equal variance rotate freely: compare the subspaces that they span, not single rows.\n"
-        f"arrays: {written[0]}, {written[1]}\nfigure: {drawn}"
+        f"arrays: {arrays}, {spectrum}\nfigure: {args.checkpoints / 'nads.png'}"
     )
+
+
+# --- The command
+
+FILES = ("NADs.npy", "eigenvals.npy", "NADs.json")  # after the architecture's name
 
 
 def settings(args: Namespace) -> dict[str, Any]:
     """What a network's rows depend on. How many are wanted may change from one command to the next."""
-    return runs.settings(args, "num_networks", "checkpoints", arch=identity(args.arch))
+    model = build_model(args.arch, args.num_channels, 1, args.image_size)
+    return runs.settings(args, "num_networks", "checkpoints", arch=identity(args.arch, model))
 
 
 def parse_arguments(argv: list[str] | None) -> Namespace:
@@ -147,11 +173,12 @@ def parse_arguments(argv: list[str] | None) -> Namespace:
     group = parser.add_argument_group("estimator")
     group.add_argument("--estimator", choices=NUM_NETWORKS, default="marginal", help="sampled is the paper's protocol")
     group.add_argument("--num-networks", type=cli.positive_int, help="(default: 1,000 marginal or 10,000 sampled)")
-    group.add_argument("--step", type=cli.positive, default=STEP, help="s of the central differences")
+    group.add_argument("--step", type=cli.positive, default=STEP, help="step s of the central differences")
     cli.add_run_arguments(parser, output_help="folder for the arrays (default: that of the checkpoints)")
-    where = "folder for the checkpoints and the figures (default: --output, or runs/nads/ARCH-ESTIMATOR)"
-    parser.add_argument("--checkpoints", type=Path, help=where)
+    where = "folder for the checkpoints and the figure (default: --output, or runs/nads/ARCH-ESTIMATOR)"
+    parser.add_argument("--checkpoints", type=cli.path, help=where)
     args = parser.parse_args(argv)
+    cli.finish(parser, args)
     args.num_networks = args.num_networks or NUM_NETWORKS[args.estimator]
     if args.estimator == "sampled" and args.num_networks < 2:
         parser.error(f"--num-networks {args.num_networks} has no covariance: sample two networks or more")
@@ -160,26 +187,47 @@ def parse_arguments(argv: list[str] | None) -> Namespace:
     return args
 
 
+def check(args: Namespace, point: torch.Tensor) -> torch.nn.Module:
+    """Refuse a network of which the covariance cannot be estimated so. Returns one of its kind."""
+    build = partial(build_model, args.arch, args.num_channels, 1, args.image_size)
+    model = build()
+    if not workers.is_copy():
+        check_model(model, args.arch, point.shape, 1)
+        check_fresh_draws(build, point.shape)
+        if args.estimator == "marginal" and estimator_for(model.eval(), point) == "sampled":
+            raise Refusal(f"{args.arch} does not end in a linear layer of its own: use --estimator sampled")
+    return model
+
+
+def refuse_fewer(args: Namespace, finished: set[int]) -> None:
+    """Refuse to take networks away from sums, or to replace arrays by those of fewer networks."""
+    if finished and max(finished) >= args.num_networks:
+        number = max(finished)
+        raise Refusal(f"{args.checkpoints} has networks up to number {number}: ask for {number + 1} or more")
+    described = args.output / f"{paper_name(args.arch)}_{FILES[2]}"
+    if described.exists() and (before := files.read_json(described, "num_networks")["num_networks"]) > args.num_networks:
+        raise Refusal(f"{described} is of {before} networks, more than {args.num_networks}: choose another --output")
+
+
 @cli.one_line_errors
 def main(argv: list[str] | None = None) -> None:
-    """Check the arguments and the network, then draw them all."""
+    """Check everything, draw the networks that the run's folder lacks, and report."""
     args = parse_arguments(argv)
-    model = build_model(args.arch, args.num_channels, 1, args.image_size)
-    blank = torch.zeros(args.num_channels, args.image_size, args.image_size)
-    if args.estimator == "marginal" and estimator_for(model.eval(), blank) == "sampled":
-        raise ValueError(f"{args.arch} does not end in a linear layer of its own: use --estimator sampled")
-    runs.check_settings(args.checkpoints, settings(args))
-    done = read_sums(args.checkpoints, blank.numel()).numbers
-    if done and max(done) >= args.num_networks:
-        raise ValueError(f"{args.checkpoints} has networks up to number {max(done)}: ask for {max(done) + 1} or more")
-    described = args.output / f"{paper_name(args.arch)}_NADs.json"
-    if described.exists():  # to be replaced by no fewer networks of the same settings, on a device of any kind
-        before = files.read_json(described, "num_networks", *settings(args))
-        fewer = min(args.num_networks, before["num_networks"])
-        now = settings(args) | {"num_networks": fewer, "device": before["device"]}
-        runs.refuse_changes(f"{described} is of", before, now, "choose another --output")
-    small = distributed.is_small(model, args.device)
-    distributed.launch(run, args, device=args.device, small=small, items=args.num_networks)
+    point = draw_point(args.num_channels, args.image_size, seed=args.seed)
+    small = workers.is_small(check(args, point), args.device)
+    finished = finished_networks(args.checkpoints)
+    refuse_fewer(args, finished)
+    runs.open_run(args.checkpoints, settings(args), defaults=runs.settings(parse_arguments([])))
+    missing = args.num_networks - len(finished)
+    number = min(args.workers or workers.default_number(small, missing), missing)
+    what = f"{paper_name(args.arch)}, networks"
+    runs.announce(what, args.num_networks, len(finished), args.device, args.checkpoints, number)
+    workers.set_threads(small)
+    workers.run_copies(__file__, argv, number, progress(args.checkpoints, args))
+    add_missing_networks(args.checkpoints, point.to(workers.own_device(args.device)), args)
+    sums = read_sums(args.checkpoints.glob("part-*.pt"), point.numel())
+    if len(sums.numbers) == args.num_networks and not workers.is_copy():
+        report(nads_of_sums(sums, args.estimator), sums, args)
 
 
 def regenerate(arch: str, *options: str) -> None:

@@ -20,6 +20,8 @@ best holds what it needs least.
 
 import math
 from argparse import Namespace
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +29,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from models import build_model, identity, paper_name
-from utils import cifar, cli, distributed, files, plotting, runs, seeding, tables
-from utils.directions import load_nads
+from models import build_model, check_fresh_draws, check_model, check_training_step, identity, paper_name
+from refusals import Refusal
+from utils import cifar, cli, files, plotting, runs, seeding, tables, workers
+from utils.nads import load_nads
 from utils.training import train
 
 ROOT = Path(__file__).resolve().parent
@@ -75,7 +78,7 @@ def flip(images: torch.Tensor, nads: torch.Tensor) -> torch.Tensor:
 def prepare(
     data: cifar.ImageData,
     *,
-    transform: str = "poison",
+    transform: str = "none",
     nads: torch.Tensor | None = None,
     nad_index: int = 0,
     epsilon: float = EPSILON,
@@ -104,7 +107,7 @@ def train_and_test(
     train_labels: torch.Tensor,
     test_labels: torch.Tensor,
     *,
-    arch: str = "resnet18",
+    arch: str | Callable = "resnet18",
     num_classes: int = NUM_CLASSES,
     seed: int = 0,
     precision: str = "fp32",
@@ -126,49 +129,15 @@ def train_and_test(
     return model, history
 
 
-@cli.one_line_errors
-def run(args: Namespace, nads: torch.Tensor | None) -> None:
-    """Train on the items that the run's folder lacks, then report."""
-    device = distributed.rank_device(args.device)
-    if distributed.rank() > 0:
-        distributed.barrier()  # rank 0 goes first: it fetches or decodes what the others then find
-    data = cifar.load_images(args.data, download=args.download)
-    if distributed.rank() == 0:
-        distributed.barrier()
-    tensors = (data.train_images, data.train_labels, data.test_images, data.test_labels)
-    images_digest = files.digest(b"".join(tensor.numpy() for tensor in tensors))
-    measured = (args.data / "train").is_dir()  # images other than CIFAR-10's own
-    mean, std = cifar.channel_statistics(data.train_images) if measured else (cifar.CIFAR10_MEAN, cifar.CIFAR10_STD)
-    data, nads = data.to(device), None if nads is None else nads.to(device)
-    applied = {"transform": args.transform, "nads": nads, "epsilon": args.epsilon, "mean": mean, "std": std}
-
-    def train_item(item: tuple[int, ...], checkpoint: Path) -> dict[str, float]:
-        images = prepare(data, nad_index=item[0], **applied)
-        options = {key: vars(args)[key] for key in ("arch", "precision", *RECIPE)}
-        options |= {"num_classes": len(data.classes), "seed": seeding.seed_of(args.seed, item[-1])}
-        model, history = train_and_test(images, data.train_labels, data.test_labels, checkpoint=checkpoint, **options)
-        save_training(item, model, history, args)
-        if args.transform != "none":
-            figure = examples_figure(data, nads, item[0], args)
-            plotting.save_figure(figure, args.output / f"images-{item_name(item, args)}.png")
-        diverged = not math.isfinite(history[-1]["loss"])
-        return {key: math.nan if diverged else value for key, value in history[-1].items() if key != "epoch"}
-
-    indices = [(index,) for index in args.nad_index] if args.transform == "poison" else [()]
-    items = [(*index, repetition) for repetition in range(args.seeds) for index in indices]
-    what = f"{args.arch}, trainings"
-    with runs.open_run(args.output, settings(args) | {"images": images_digest}, device):
-        rows = runs.do_items(args.output, KEYS[args.transform], items, train_item, what=what, device=device)
-        if distributed.rank() == 0:
-            report(rows, args)
+# --- Reports
 
 
-def item_name(item: tuple[int, ...], args: Namespace) -> str:
+def item_name(item: runs.Item, args: Namespace) -> str:
     """Part of the file names of one training: "nad10-0" or "flip-0", the last number its repetition."""
     return f"nad{item[0]}-{item[1]}" if args.transform == "poison" else f"{args.transform}-{item[0]}"
 
 
-def save_training(item: tuple[int, ...], model: nn.Module, history: list[dict[str, float]], args: Namespace) -> None:
+def save_training(item: runs.Item, model: nn.Module, history: list[dict[str, float]], args: Namespace) -> None:
     """Write what a training leaves beside its row: its history, its weights, and its accuracies over the epochs."""
     name = item_name(item, args)
     tables.write_rows(args.output / f"history-{name}.csv", history)
@@ -201,7 +170,7 @@ def to_grey(images: torch.Tensor) -> torch.Tensor:
     return 0.5 + 0.5 * images / images.abs().amax((1, 2, 3), keepdim=True).clamp(min=1e-12)
 
 
-def report(rows: list[dict[str, str]], args: Namespace) -> None:
+def report(rows: list[runs.Row], args: Namespace) -> None:
     """Print the accuracies, and draw them over the NAD index where there are several."""
     folder, keys = args.output, KEYS[args.transform]
     runs.print_diverged(folder, rows, keys, args.max_lr)
@@ -212,19 +181,24 @@ def report(rows: list[dict[str, str]], args: Namespace) -> None:
         print(f"clean test accuracy, {what}: {mean:.1f} %{repeated}")
     if len(results) > 1:
         indices, name = np.array(list(results))[:, 0], paper_name(args.arch)
-        mean, spread, _ = np.array(list(results.values())).T
+        means, spreads, _ = np.array(list(results.values())).T
         axes = {"xlabel": "NAD index of the carrier", "ylabel": "clean test accuracy (%)", "ylim": (0, 100)}
         axes["title"] = f"{name}, trained on poisoned images"
-        figure = plotting.curve_figure(indices, {name: mean}, spread=np.nan_to_num(spread), **axes)
+        figure = plotting.curve_figure(indices, {name: means}, spread=np.nan_to_num(spreads), **axes)
         plotting.save_figure(figure, folder / "accuracy.png")
         print(f"figure: {folder / 'accuracy.png'}")
     print(f"rows: {folder / runs.ROWS}; history, curves, images and weights of each training beside it")
 
 
-def settings(args: Namespace) -> dict[str, Any]:
+# --- The command
+
+
+def settings(args: Namespace, num_classes: int = NUM_CLASSES) -> dict[str, Any]:
     """What a row's numbers depend on besides the images. Which rows are wanted may change between commands."""
+    model = build_model(args.arch, 3, num_classes)
     nads = "" if args.transform == "none" else files.digest(args.nads.read_bytes())
-    return runs.settings(args, "nad_index", "seeds", "data", "download", arch=identity(args.arch), nads=nads)
+    free = ("nad_index", "seeds", "data", "download")
+    return runs.settings(args, *free, arch=identity(args.arch, model), nads=nads)
 
 
 def parse_arguments(argv: list[str] | None) -> Namespace:
@@ -232,16 +206,19 @@ def parse_arguments(argv: list[str] | None) -> Namespace:
     parser = cli.ArgumentParser(__doc__)
     parser.add_argument("--arch", default="resnet18", help=cli.ARCH_HELP)
     group = parser.add_argument_group("images")
-    group.add_argument("--data", type=Path, default=Path("data"), help="folder of CIFAR-10, or with train/ and test/")
+    data = "folder of CIFAR-10, or one with train/CLASS/*.png|jpg and test/CLASS/*"
+    group.add_argument("--data", type=cli.path, default=Path("data"), help=data)
     group.add_argument("--download", action="store_true", help="fetch CIFAR-10 into that folder")
-    group.add_argument("--transform", choices=KEYS, default="poison", help="of the images")
+    transform = "poison: a feature in the training images; flip: all images in the reverse NAD basis; none"
+    group.add_argument("--transform", choices=KEYS, default="poison", help=transform)
     group.add_argument("--nad-index", type=cli.index_list, help="i of the carriers, 0,5,10 or 0:1001:100 (default: 0)")
-    group.add_argument("--nads", type=Path, help="file of NADs (default: the architecture's in NADs/)")
+    group.add_argument("--nads", type=cli.path, help="file of NADs (default: the architecture's in NADs/)")
     group.add_argument("--epsilon", type=cli.positive, help=f"size of the carriers (default: {EPSILON})")
     cli.add_recipe_arguments(parser, RECIPE)
     cli.add_run_arguments(parser, output_help="folder of the run (default: runs/poison_cifar/ARCH-TRANSFORM)")
     parser.add_argument("--seeds", type=cli.positive_int, default=1, help="repetitions of each training")
     args = parser.parse_args(argv)
+    cli.finish(parser, args)
     belongs = {"nad_index": "poison", "epsilon": "poison", "nads": "poison flip"}
     cli.refuse_strays(parser, args, "transform", belongs)
     args.nad_index, args.epsilon = args.nad_index or [0], args.epsilon or EPSILON
@@ -250,20 +227,68 @@ def parse_arguments(argv: list[str] | None) -> Namespace:
     return args
 
 
-@cli.one_line_errors
-def main(argv: list[str] | None = None) -> None:
-    """Check the arguments, then train on every item."""
-    args = parse_arguments(argv)
-    nads = None if args.transform == "none" else load_nads(args.nads, cifar.SIZE**2)
+def load_nads_of(args: Namespace) -> torch.Tensor | None:
+    """The NADs that the transform needs, if any.
+
+    Raises:
+        Refusal: they lack one of the carriers.
+    """
+    if args.transform == "none":
+        return None
+    nads = load_nads(args.nads, cifar.SIZE**2)
     if args.transform == "poison" and max(args.nad_index) + 1 >= len(nads):
         largest = f"{len(nads) - 2}, as classes 6 and up take the next one"
-        raise ValueError(f"NAD index {max(args.nad_index)} is too large: expected 0 to {largest}")
-    runs.check_settings(args.output, settings(args), ignoring=["images"])
-    num_classes = sum(path.is_dir() for path in (args.data / "train").glob("*")) or NUM_CLASSES
-    model = build_model(args.arch, 3, num_classes)
-    items = args.seeds * (len(args.nad_index) if args.transform == "poison" else 1)
-    small = distributed.is_small(model, args.device)
-    distributed.launch(run, args, nads, device=args.device, small=small, items=items)
+        raise Refusal(f"NAD index {max(args.nad_index)} is too large: expected 0 to {largest}")
+    return nads
+
+
+def check(args: Namespace, data: cifar.ImageData) -> nn.Module:
+    """Refuse a network that cannot be drawn anew or trained on these images. Returns one of its kind."""
+    build, shape = partial(build_model, args.arch, 3, len(data.classes)), (3, cifar.SIZE, cifar.SIZE)
+    model = build()
+    if not workers.is_copy():
+        check_model(model, args.arch, shape, len(data.classes))
+        check_fresh_draws(build, shape)
+        check_training_step(build, shape, len(data.classes), last_batch=len(data.train_labels) % args.batch_size)
+    return model
+
+
+@cli.one_line_errors
+def main(argv: list[str] | None = None) -> None:
+    """Check everything, train on what the run's folder lacks, and report."""
+    args = parse_arguments(argv)
+    nads = load_nads_of(args)
+    if args.download and workers.world_size() > 1 and not workers.is_copy():
+        raise Refusal("--download with several processes: fetch the images first, with one of them")
+    data = cifar.load_images(args.data, download=args.download)
+    measured = (args.data / "train").is_dir()  # images other than CIFAR-10's own
+    mean, std = cifar.channel_statistics(data.train_images) if measured else (cifar.CIFAR10_MEAN, cifar.CIFAR10_STD)
+    keys, what = KEYS[args.transform], f"{paper_name(args.arch)}, trainings"
+    indices = [(index,) for index in args.nad_index] if args.transform == "poison" else [()]
+    items = [(*index, repetition) for repetition in range(args.seeds) for index in indices]
+    small = workers.is_small(check(args, data), args.device)
+    images = {"images": cifar.digest(data)}
+    runs.open_run(args.output, settings(args, len(data.classes)) | images, runs.settings(parse_arguments([])))
+    runs.share(__file__, argv, args, keys, items, what=what, small=small)
+    device = workers.own_device(args.device)
+    data, nads = data.to(device), None if nads is None else nads.to(device)
+    applied = {"transform": args.transform, "nads": nads, "epsilon": args.epsilon, "mean": mean, "std": std}
+    options = {key: vars(args)[key] for key in ("arch", "precision", *RECIPE)} | {"num_classes": len(data.classes)}
+
+    def train_item(item: runs.Item, checkpoint: Path) -> dict[str, float]:
+        prepared, seed = prepare(data, nad_index=item[0], **applied), seeding.seed_of(args.seed, item[-1])
+        labels = data.train_labels, data.test_labels
+        model, history = train_and_test(prepared, *labels, seed=seed, checkpoint=checkpoint, **options)
+        save_training(item, model, history, args)
+        if args.transform != "none":
+            figure = examples_figure(data, nads, item[0], args)
+            plotting.save_figure(figure, args.output / f"images-{item_name(item, args)}.png")
+        diverged = not math.isfinite(history[-1]["loss"])
+        return {key: math.nan if diverged else value for key, value in history[-1].items() if key != "epoch"}
+
+    rows = runs.do_items(args.output, keys, items, train_item, what=what, device=device)
+    if rows:
+        report(rows, args)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """CIFAR-10, or a folder of such images, as tensors."""
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +10,8 @@ from PIL import Image
 from torchvision import datasets
 from tqdm import tqdm
 
-from utils import files
+from refusals import Refusal
+from utils import files, workers
 
 SIZE = 32
 MAX_CLASSES = 12  # the poisoning rule has so many carriers
@@ -34,44 +36,66 @@ class ImageData:
         return ImageData(*train, self.test_images.to(device), self.test_labels.to(device), self.classes)
 
 
-def load_images(root: Path, *, download: bool = False, cache: Path = Path("runs/decoded")) -> ImageData:
+def load_images(root: Path, *, download: bool = False) -> ImageData:
     """CIFAR-10 as torchvision keeps it below `root`, or the images root/train/CLASS/*.png|jpg and root/test/CLASS/*.
 
     torchvision's checksums are on, whether it fetches the files or not. The images of a folder are decoded once, and
-    kept in `cache`. ValueError if neither is there, or it is damaged, or an image is not 32×32 in colour.
+    kept in root/decoded.pt. Hidden files and folders do not count.
+
+    Raises:
+        Refusal: neither is there, or it is damaged, or an image is not 32×32 in colour.
     """
     if (root / "train").is_dir():
-        return _load_folder(root, cache)
+        return _load_folder(root)
     try:
         train, test = (datasets.CIFAR10(root, train=train, download=download) for train in (True, False))
     except RuntimeError as error:
         advice = "fetch it with --download, or name a folder with train/CLASS/*.png and test/CLASS/*.png"
-        raise ValueError(f"there is no whole CIFAR-10 in {root} ({error}): {advice}") from None
+        if (root / "data_batch_1").exists():
+            advice = f"name the folder above it, {root.parent}"
+        raise Refusal(f"there is no whole CIFAR-10 in {root} ({error}): {advice}") from None
     images = [torch.from_numpy(split.data).permute(0, 3, 1, 2).contiguous() for split in (train, test)]
     labels = [torch.tensor(split.targets) for split in (train, test)]
     return ImageData(images[0], labels[0], images[1], labels[1], tuple(train.classes))
 
 
-def _load_folder(root: Path, cache: Path) -> ImageData:
-    listed = {split: sorted((root / split).glob("*/*")) for split in ("train", "test")}
-    images_of = {split: [path for path in listed[split] if path.suffix.lower() in ENDINGS] for split in listed}
-    classes = {split: {path.parent.name for path in images_of[split]} for split in images_of}
+def _load_folder(root: Path) -> ImageData:
+    listed = {split: sorted((root / split).glob("[!.]*/[!.]*")) for split in ("train", "test")}
+    paths = {split: [path for path in listed[split] if path.suffix.lower() in ENDINGS] for split in listed}
+    classes = {split: {path.parent.name for path in paths[split]} for split in paths}
     if odd := sorted(classes["train"] ^ classes["test"]):
-        raise ValueError(f"{root} has classes with images in only one of train and test: {', '.join(odd)}")
+        raise Refusal(f"{root} has classes with images in only one of train and test: {', '.join(odd)}")
     names = tuple(sorted(classes["train"]))
     if not 2 <= len(names) <= MAX_CLASSES:
-        raise ValueError(f"{root}/train has {len(names)} classes with images: expected 2 to {MAX_CLASSES}")
-    paths = [*images_of["train"], *images_of["test"]]
-    listing = "\n".join(f"{path.resolve()} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in paths)
-    cached = cache / f"{files.digest(listing.encode())}.pt"
-    if cached.exists():
-        images = files.load_checkpoint(cached)
-    else:
-        images = {split: _decode(images_of[split], f"decoding {split} images") for split in images_of}
-        cache.mkdir(parents=True, exist_ok=True)
-        files.save_checkpoint(cached, images)
-    labels = {split: torch.tensor([names.index(path.parent.name) for path in images_of[split]]) for split in images_of}
+        raise Refusal(f"{root}/train has {len(names)} classes with images: expected 2 to {MAX_CLASSES}")
+    if workers.speaks():
+        others = sum(len(listed[split]) - len(paths[split]) for split in paths)
+        counts = f"{len(paths['train'])} training and {len(paths['test'])} test images of {len(names)} classes"
+        print(f"{root}: {counts}" + (f"; {others} files of other kinds are left out" if others else ""))
+    images = _decoded(root, paths)
+    labels = {split: torch.tensor([names.index(path.parent.name) for path in paths[split]]) for split in paths}
     return ImageData(images["train"], labels["train"], images["test"], labels["test"], names)
+
+
+def _decoded(root: Path, paths: dict[str, list[Path]]) -> dict[str, torch.Tensor]:
+    """The images of both splits: from root/decoded.pt if it is of these files, else decoded and kept there."""
+    files_now = [(path, path.stat()) for split in paths for path in paths[split]]
+    lines = [f"{path.relative_to(root)} {stat.st_size} {stat.st_mtime_ns}" for path, stat in files_now]
+    listing, cache = files.digest("\n".join(lines).encode()), root / "decoded.pt"
+    if cache.exists():
+        kept = files.load_checkpoint(cache)
+        if kept.get("listing") == listing:
+            return kept
+    images = {split: _decode(paths[split], f"decoding {split} images") for split in paths}
+    with contextlib.suppress(PermissionError):  # a folder that cannot be written is decoded each time
+        files.save_checkpoint(cache, images | {"listing": listing})
+    return images
+
+
+def digest(data: ImageData) -> str:
+    """A short name for these images and labels."""
+    tensors = (data.train_images, data.train_labels, data.test_images, data.test_labels)
+    return files.digest(b"".join(tensor.numpy() for tensor in tensors))
 
 
 def _decode(paths: list[Path], what: str) -> torch.Tensor:
@@ -84,7 +108,7 @@ def _decode(paths: list[Path], what: str) -> torch.Tensor:
                     raise ValueError(f"it is {found}: expected {SIZE}x{SIZE} of mode RGB (colour)")
                 images[index] = torch.from_numpy(np.array(image)).permute(2, 0, 1)
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # PIL's, for damaged files
-            raise ValueError(f"{path} cannot be used: {error}") from None
+            raise Refusal(f"{path} cannot be used: {error}") from None
     return images
 
 
@@ -101,5 +125,5 @@ def channel_statistics(images: torch.Tensor) -> tuple[tuple[float, ...], tuple[f
         means.append(float(np.average(values, weights=counts)))
         stds.append(float(np.average((values - means[-1]) ** 2, weights=counts) ** 0.5))
     if min(stds) < 1e-6:
-        raise ValueError("a colour channel of the training images is constant: it cannot be normalised")
+        raise Refusal("a colour channel of the training images is constant: it cannot be normalised")
     return tuple(means), tuple(stds)

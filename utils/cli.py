@@ -11,10 +11,19 @@ from typing import Any, NoReturn
 
 import torch
 
-from utils.training import PRECISIONS
+from refusals import Refusal
+from utils import precision
 
 MUST_BE_POSITIVE = ("max_lr", "clip_norm")  # of a recipe; zero switches the others off
-ARCH_HELP = "logreg, lenet, vgg11, resnet18, densenet121, torchvision:NAME, or package.module:factory"
+ARCH_HELP = "logreg, lenet, vgg11, resnet18, densenet121, torchvision:NAME, timm:NAME, or package.module:factory"
+RECIPE_HELP = {
+    "epochs": "passes over the training set",
+    "batch_size": "images in a step",
+    "max_lr": "peak learning rate; it falls linearly to 0",
+    "momentum": "momentum of SGD",
+    "weight_decay": "weight decay (L2)",
+    "clip_norm": "largest norm of the gradient",
+}
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -22,13 +31,6 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def __init__(self, description: str | None) -> None:
         super().__init__(description=description, formatter_class=_HelpFormatter, allow_abbrev=False)
-
-    def parse_args(self, argv: list[str] | None) -> argparse.Namespace:
-        """Parse, and refuse a precision that the device lacks."""
-        args = super().parse_args(argv)
-        if vars(args).get("precision") == "tf32" and args.device.type != "cuda":
-            self.error(f"--precision tf32 needs a CUDA device, not {args.device}")
-        return args
 
     def error(self, message: str) -> NoReturn:
         """Name the program and what is wrong with its arguments, and exit with code 2."""
@@ -41,13 +43,16 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
 
 
 def one_line_errors(function: Callable[..., Any]) -> Callable[..., Any]:
-    """End with exit code 2 and one line on bad input, an unusable file, or a GPU that is full or cannot be used."""
+    """Exit with code 2 and one line on bad input, a file that cannot be used, or too little memory.
+
+    Any other exception is a fault of ours or of the user's network, and keeps its traceback.
+    """
 
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         try:
             return function(*args, **kwargs)
-        except (ValueError, OSError, MemoryError, torch.OutOfMemoryError, torch.AcceleratorError) as error:
+        except (Refusal, OSError, MemoryError, torch.OutOfMemoryError, torch.AcceleratorError) as error:
             message = " ".join(str(error).split()) or type(error).__name__
             print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr, flush=True)
             raise SystemExit(2) from None
@@ -90,6 +95,11 @@ def index_list(text: str) -> list[int]:
     return list(dict.fromkeys(indices))
 
 
+def path(text: str) -> Path:
+    """A file or a folder; "~" is the home directory, also in --output=~/runs, which no shell expands."""
+    return Path(text).expanduser()
+
+
 def device(text: str) -> torch.device:
     """A device that this machine has."""
     try:
@@ -108,30 +118,42 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("network")
     group.add_argument("--arch", default="lenet", help=ARCH_HELP)
     group.add_argument("--num-channels", type=positive_int, default=1, help="colour channels of the images")
-    group.add_argument("--image-size", type=positive_int, default=32, help="height and width of the images")
+    group.add_argument("--image-size", type=positive_int, default=32, help="height and width of the images, in pixels")
 
 
 def add_recipe_arguments(parser: argparse.ArgumentParser, recipe: Mapping[str, float]) -> None:
-    """One option for each setting of a script's RECIPE, its default the one there."""
+    """One option for each setting of a script's RECIPE, its default the one there; and --precision."""
     group = parser.add_argument_group("training")
     for name, value in recipe.items():
         number = positive_int if isinstance(value, int) else positive if name in MUST_BE_POSITIVE else non_negative
-        group.add_argument(f"--{name.replace('_', '-')}", type=number, default=value, help="of the recipe")
+        group.add_argument(f"--{name.replace('_', '-')}", type=number, default=value, help=RECIPE_HELP[name])
+    text = "arithmetic of the training (default: fp32; tf32 on a GPU that has it)"
+    group.add_argument("--precision", choices=precision.PRECISIONS, help=text)
 
 
-def add_device_argument(parser: argparse._ActionsContainer) -> None:
-    """--device, a GPU where there is one."""
-    best = "cuda" if torch.cuda.is_available() else "cpu"
-    parser.add_argument("--device", type=device, default=best, help="cpu, cuda or cuda:N")
-
-
-def add_run_arguments(parser: argparse.ArgumentParser, *, output_help: str) -> None:
-    """--seed, --device, --precision, --output."""
+def add_run_arguments(parser: argparse.ArgumentParser, *, output_help: str) -> argparse._ArgumentGroup:
+    """--seed, --device, --output."""
     group = parser.add_argument_group("run")
-    group.add_argument("--seed", type=natural, default=0, help="of everything random")
-    add_device_argument(group)
-    group.add_argument("--precision", choices=PRECISIONS, default="fp32", help="tf32 and bf16: variants of the recipe")
-    group.add_argument("--output", type=Path, help=output_help)
+    group.add_argument("--seed", type=natural, default=0, help="random seed")
+    group.add_argument("--device", type=device, help="cpu, cuda or cuda:N (default: a GPU if there is one)")
+    group.add_argument("--output", type=path, help=output_help)
+    return group
+
+
+def add_workers_argument(group: argparse._ArgumentGroup) -> None:
+    """--workers."""
+    text = "processes that share the work (default: one per core for a small network on a CPU, else 1)"
+    group.add_argument("--workers", type=positive_int, help=text)
+
+
+def finish(parser: ArgumentParser, args: argparse.Namespace) -> None:
+    """Choose the device and the precision that were left open; refuse tf32 without a GPU."""
+    if args.device is None:
+        args.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if "precision" in args:
+        args.precision = args.precision or precision.default(args.device)
+        if args.precision == "tf32" and args.device.type != "cuda":
+            parser.error(f"--precision tf32 needs a CUDA device, not {args.device}")
 
 
 def refuse_strays(parser: ArgumentParser, args: argparse.Namespace, chosen: str, belongs: Mapping[str, str]) -> None:

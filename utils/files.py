@@ -5,6 +5,8 @@ import hashlib
 import io
 import json
 import os
+import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,11 +14,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from refusals import Refusal
+
+CHECKPOINT_SECONDS = 50  # between two checkpoints of the same work
+
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Give the name of a temporary file that takes the place of `path` when the block ends without an error."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")  # other machines may write here, too
     try:
         yield temporary
         with open(temporary, "rb") as file:
@@ -24,6 +30,14 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_stale(folder: Path) -> None:
+    """Remove the temporary files of processes that were killed while they wrote, an hour ago or more."""
+    for temporary in folder.glob(".*.tmp"):
+        with contextlib.suppress(OSError):
+            if temporary.stat().st_mtime < time.time() - 3600:
+                temporary.unlink()
 
 
 def save_array(path: Path, array: np.ndarray) -> None:
@@ -46,22 +60,25 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
         temporary.write_bytes(buffer.getbuffer())
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read what `save_checkpoint` wrote, to the CPU; ValueError if the file is not readable."""
+def load_checkpoint(path: Path, key: str | None = None) -> Any:
+    """Read what `save_checkpoint` wrote, to the CPU, or one entry of it without reading the rest; a Refusal if damaged."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=key is not None)
+        return state if key is None else state[key]
     except Exception as error:  # torch names no common class for a damaged file
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"the checkpoint {path} cannot be read ({reason}): delete it to start again") from None
+        raise Refusal(f"the checkpoint {path} cannot be read ({reason}): delete it to start again") from None
 
 
 def read_json(path: Path, *keys: str) -> dict[str, Any]:
-    """These entries of what `save_json` wrote there; ValueError if they cannot be read."""
+    """What `save_json` wrote there, with at least these keys; a Refusal if it cannot be read."""
     try:
         content = json.loads(path.read_text())
-        return {key: content[key] for key in keys}
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{path} cannot be read: choose another folder") from None
+        if not content.keys() >= set(keys):
+            raise ValueError
+        return content
+    except (ValueError, AttributeError):
+        raise Refusal(f"{path} cannot be read: delete it, or choose another folder") from None
 
 
 def digest(content: bytes) -> str:

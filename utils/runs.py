@@ -1,38 +1,100 @@
-"""A run's folder: its configuration, a CSV row for each finished item, and files that appear whole or not at all."""
+"""A run is a folder: its settings, one small file for each finished item, and a table once all are finished.
 
-import contextlib
-import csv
-import fcntl
+    config.json      the settings on which its numbers depend, and the command
+    items/           a finished item's row (.json), or the checkpoint of one in training (.pt)
+    accuracies.csv   all rows, by whoever finds all items finished; its rows count as finished, too
+
+No process waits for another, and none writes another's file.
+"""
+
 import json
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Sequence
-from importlib.metadata import version
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
-from utils import distributed, files, tables
+from refusals import Refusal
+from utils import files, tables, workers
 
-ROWS = "accuracies.csv"  # in a run's folder
-CHECKPOINT_SECONDS = 50  # between two checkpoints of the same work
+CONFIG, ITEMS, ROWS = "config.json", "items", "accuracies.csv"  # in a run's folder
+ROOT = Path(__file__).resolve().parents[1]
+FREE = ("output", "published", "workers")  # arguments on which no number depends
+
+Item = tuple[int, ...]  # the values of the columns that name it
+Row = dict[str, str]
 
 
 def settings(args: Namespace, *free: str, **derived: Any) -> dict[str, Any]:
-    """What a run's numbers depend on: all of its arguments less the few, `free`, that change no row.
+    """What a run's numbers depend on: all of its arguments less FREE and `free`.
 
     `derived` settings stand in for an argument of that name, or are known only once a file has been read.
     """
-    free = {"output", "published", *free}
-    return {key: value for key, value in vars(args).items() if key not in free} | {"device": args.device.type} | derived
+    kept = {key: value for key, value in vars(args).items() if key not in {*FREE, *free}}
+    return json.loads(json.dumps(kept | {"device": args.device.type} | derived, default=str))
+
+
+def open_run(folder: Path, settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+    """Create a run's folder, or check that the run in it has the same settings.
+
+    A setting that the run does not have came later: then it had the default.
+
+    Raises:
+        Refusal: the folder holds rows, sums or checkpoints of other settings; the message names those that differ.
+    """
+    before = read_config(folder)
+    differing = {key: before.get(key, defaults.get(key)) for key in {**before, **settings}} if before else {}
+    differing = {key: value for key, value in differing.items() if value != settings.get(key)}
+    if differing and _has_results(folder):
+        changes = "; ".join(f"{key} was {differing[key]!r}, now {settings.get(key)!r}" for key in sorted(differing))
+        advice = "give the same, choose another folder, or delete this one"
+        raise Refusal(f"{folder} holds a run with other settings ({changes}): {advice}")
+    if differing or not before:
+        folder.mkdir(parents=True, exist_ok=True)
+        files.save_json(folder / CONFIG, {"settings": settings, "command": command()})
+    files.remove_stale(folder)
+    files.remove_stale(folder / ITEMS)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The settings of the run in a folder, empty if there is none."""
+    path = folder / CONFIG
+    return files.read_json(path, "settings")["settings"] if path.exists() else {}
+
+
+def _has_results(folder: Path) -> bool:
+    return (folder / ROWS).exists() or any(folder.glob("part-*.pt")) or any((folder / ITEMS).glob("[!.]*"))
+
+
+def command() -> str:
+    """The command as it could be typed again, its program without a folder."""
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def commit() -> str:
+    """The commit of this code, "-dirty" after an edit; empty if it does not lie in a repository of its own."""
+    git = shutil.which("git")
+    if not git:
+        return ""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
+
+    def ask(*words: str) -> str:
+        result = subprocess.run([git, *words], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        return result.stdout.strip()
+
+    if ask("rev-parse", "--show-toplevel") != str(ROOT):
+        return ""
+    return ask("describe", "--always", "--dirty", "--abbrev=12", "--exclude=*")
 
 
 def device_name(device: torch.device) -> str:
@@ -45,130 +107,125 @@ def device_name(device: torch.device) -> str:
     return models[0] if models else platform.machine()
 
 
-def environment(device: torch.device) -> dict[str, Any]:
-    """What numbers may depend on besides the settings: code, versions, device and ranks; for the record."""
-    here, commit = Path(__file__).resolve().parent, ""
-    if git := shutil.which("git"):
-        head = [git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]  # "-dirty" after an edit
-        commit = subprocess.run(head, cwd=here, capture_output=True, text=True, check=False).stdout.strip()
-    return {
-        "commit": commit or None,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": version("torchvision"),
-        "numpy": np.__version__,
-        "device": device_name(device),
-        "threads": torch.get_num_threads(),
-        "ranks": distributed.world_size(),
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-    }
+def origin(device: torch.device) -> dict[str, str]:
+    """What a number may depend on besides the settings, for its row."""
+    return {"device": device_name(device), "torch": torch.__version__, "commit": commit()}
 
 
-@contextlib.contextmanager
-def open_run(folder: Path, settings: dict[str, Any], device: torch.device) -> Iterator[None]:
-    """Create the folder with its config.json, or check that the run in it has the same settings; ValueError if not.
-
-    All ranks call this. Rank 0 does the work, and holds the folder's lock until the block ends.
-    """
-    with contextlib.ExitStack() as stack:
-        if distributed.rank() == 0:
-            folder.mkdir(parents=True, exist_ok=True)
-            try:
-                fcntl.flock(stack.enter_context(open(folder / ".lock", "w")), fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ValueError(f"{folder} is in use by another process: wait, or choose another folder") from None
-            check_settings(folder, settings)
-            for temporary in folder.glob(".*.[0-9]*.tmp"):  # of a command that was killed while it wrote
-                temporary.unlink()
-            if not (folder / "config.json").exists():
-                files.save_json(folder / "config.json", {"settings": settings, "environment": environment(device)})
-        distributed.barrier()
-        yield
-
-
-def check_settings(folder: Path, settings: dict[str, Any], ignoring: Sequence[str] = ()) -> None:
-    """Refuse a folder that holds a run with other settings: a ValueError names those that differ."""
-    path = folder / "config.json"
-    if not path.exists():
+def announce(what: str, wanted: int, finished: int, device: torch.device, folder: Path, number: int = 1) -> None:
+    """Say what is about to be done, on what, how much of it is there already, and where the results go."""
+    if not workers.speaks():
         return
-    now, before = json.loads(json.dumps(settings, default=str)), files.read_json(path, "settings")["settings"]
-    advice = "give the same, choose another folder, or delete this one"
-    refuse_changes(f"{folder} holds a run with", before | {key: now.get(key) for key in ignoring}, now, advice)
+    processes = max(number, workers.world_size())
+    shared = f", {processes} workers" if processes > 1 else ""
+    already = f", {finished} of them finished" if finished else ""
+    if device.type == "cpu" and shutil.which("nvidia-smi") and not torch.cuda.is_available():
+        print(f"torch {torch.__version__} cannot use this machine's GPU: see docs/on_a_gpu.md", file=sys.stderr)
+    print(f"{what}: {wanted}{already}; on {device} ({device_name(device)}){shared}; results in {folder}", flush=True)
 
 
-def refuse_changes(what: str, before: dict[str, Any], now: dict[str, Any], advice: str) -> None:
-    """A ValueError names the settings that differ between what is there and what is asked for."""
-    differing = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
-    if differing:
-        changes = "; ".join(f"{key} was {before.get(key)!r}, now {now.get(key)!r}" for key in differing)
-        raise ValueError(f"{what} other settings ({changes}): {advice}")
+def share(
+    script: str,
+    argv: Sequence[str] | None,
+    args: Namespace,
+    keys: Sequence[str],
+    items: Sequence[Item],
+    *,
+    what: str,
+    small: bool,
+) -> None:
+    """Say what is about to be done; if several processes are to share it, start copies of the command and wait."""
+    finished = finished_rows(args.output, keys).keys() & set(items)
+    missing = len(items) - len(finished)
+    number = min(args.workers or workers.default_number(small, missing), missing)
+    announce(what, len(items), len(finished), args.device, args.output, number)
+    workers.set_threads(small)
+    workers.run_copies(script, argv, number, progress(args.output, keys, items, what))
 
 
-def announce(what: str, wanted: int, done: int, device: torch.device, folder: Path) -> None:
-    """Print, on rank 0, what is about to be done, how much of it is there already, on what, and where it goes."""
-    if distributed.rank() == 0:
-        print(
-            f"{what}: {wanted}, {done} of them done; {device} ({device_name(device)}), "
-            f"ranks: {distributed.world_size()}, threads of each: {torch.get_num_threads()}; results in {folder}",
-            flush=True,
-        )
+def path_of(folder: Path, item: Item, ending: str) -> Path:
+    """An item's file: "json" for its row, "pt" for its checkpoint."""
+    return folder / ITEMS / f"{'_'.join(map(str, item))}.{ending}"
+
+
+def finished_rows(folder: Path, keys: Sequence[str]) -> dict[Item, Row]:
+    """The rows of all finished items by what names them, in their order.
+
+    Raises:
+        Refusal: a file cannot be read; the message names it.
+    """
+    paths = sorted((folder / ITEMS).glob("[!.]*.json"))
+    rows = [*tables.read_rows(folder / ROWS, keys), *(files.read_json(path, *keys) for path in paths)]
+    by_item = {tuple(int(row[key]) for key in keys): row for row in rows}
+    return {item: by_item[item] for item in sorted(by_item)}
+
+
+@contextmanager
+def progress(folder: Path, keys: Sequence[str], items: Sequence[Item], what: str) -> Iterator[Callable[[], None]]:
+    """A bar that counts the items which have a file in the folder, whoever finished them; gives what refreshes it."""
+    tabled = {tuple(int(row[key]) for key in keys) for row in tables.read_rows(folder / ROWS, keys)}
+    names = {path_of(folder, item, "json").name for item in items if item not in tabled}
+    finished = len(items) - len(names)
+
+    def count() -> int:
+        return finished + len(names & set(os.listdir(folder / ITEMS)))
+
+    (folder / ITEMS).mkdir(parents=True, exist_ok=True)
+    hidden = not workers.speaks() or count() == len(items)
+    with tqdm(total=len(items), initial=count(), desc=what, disable=hidden) as bar:
+
+        def refresh() -> None:
+            if not hidden:
+                bar.update(count() - bar.n)
+
+        yield refresh
 
 
 def do_items(
     folder: Path,
     keys: Sequence[str],
-    items: Sequence[tuple[int, ...]],
-    work: Callable[[tuple[int, ...], Path], dict[str, float]],
+    items: Sequence[Item],
+    work: Callable[[Item, Path], dict[str, float]],
     *,
     what: str,
     device: torch.device,
-) -> list[dict[str, str]]:
-    """Do the items that an open run lacks, shared among the ranks, one row each; return all rows once all are done.
+) -> list[Row] | None:
+    """Do this process's part of the items that are not finished; return all rows if then all items are finished.
 
     `keys` are columns, whole numbers that together name an item, and `items` their values. `work(item, checkpoint)`
-    does one item and returns the rest of its row; until then it may keep its state in the file `checkpoint`.
+    does one item and returns the rest of its row; until then it may keep its state in the file `checkpoint`. A copy
+    returns no rows: the command that started it reports.
     """
+    rows, made = finished_rows(folder, keys), origin(device)
+    others = {row.get("torch") or made["torch"] for row in rows.values()} - {made["torch"]}
+    if others and workers.speaks():
+        print(f"{folder} has rows of torch {', '.join(others)}; this is {made['torch']}", file=sys.stderr)
+    with progress(folder, keys, items, what) as refresh:
+        for item in workers.own_part(items):
+            checkpoint = path_of(folder, item, "pt")
+            if item not in rows:
+                start = time.perf_counter()
+                results = {name: f"{value:.6g}" for name, value in work(item, checkpoint).items()}
+                seconds = {"seconds": f"{time.perf_counter() - start:.2f}"}
+                row = {key: str(value) for key, value in zip(keys, item, strict=True)} | results | seconds | made
+                files.save_json(path_of(folder, item, "json"), row)
+                refresh()
+            checkpoint.unlink(missing_ok=True)
+    rows = finished_rows(folder, keys)
+    if workers.is_copy() or not rows.keys() >= set(items):
+        return None
+    tables.write_rows(folder / ROWS, list(rows.values()))
+    return list(rows.values())
 
-    def checkpoint_of(item: tuple[int, ...]) -> Path:
-        return folder / f"checkpoint-{'_'.join(map(str, item))}.pt"
 
-    done = {tuple(int(row[key]) for key in keys) for row in tables.read_rows(folder / ROWS, keys)}
-    distributed.barrier()  # all have read before one writes
-    announce(what, len(items), len(done.intersection(items)), device, folder)
-    for item in done:
-        checkpoint_of(item).unlink(missing_ok=True)  # of a command that was killed after it had written the row
-    mine = distributed.own_part([item for item in items if item not in done])
-    for item in tqdm(mine, desc=f"{what}, rank 0", disable=distributed.rank() > 0):
-        start = time.perf_counter()
-        found = {name: f"{value:.6g}" for name, value in work(item, checkpoint_of(item)).items()}
-        seconds = {"seconds": f"{time.perf_counter() - start:.2f}"}
-        append_row(folder / ROWS, dict(zip(keys, item, strict=True)) | found | seconds)
-        checkpoint_of(item).unlink(missing_ok=True)
-    distributed.barrier()
-    rows = sorted(tables.read_rows(folder / ROWS, keys), key=lambda row: [int(row[key]) for key in keys])
-    if distributed.rank() == 0:
-        tables.write_rows(folder / ROWS, rows)  # in the order of their keys, not of who finished when
-    return rows
+def print_diverged(folder: Path, rows: Sequence[Row], keys: Sequence[str], max_lr: float) -> None:
+    """Say which trainings of a run diverged.
 
-
-def print_diverged(folder: Path, rows: list[dict[str, str]], keys: Sequence[str], max_lr: float) -> None:
-    """Say which trainings of a run diverged; ValueError if all did."""
+    Raises:
+        Refusal: all of them did.
+    """
     diverged = [tuple(int(row[key]) for key in keys) for row in rows if row["test_accuracy"] == "nan"]
     if diverged:
         print(f"{len(diverged)} of {len(rows)} trainings diverged and are left out ({', '.join(keys)}): {diverged}")
     if len(diverged) == len(rows):
-        raise ValueError(f"no training in {folder} ended with a finite loss: try a smaller --max-lr than {max_lr}")
-
-
-def append_row(path: Path, row: dict[str, Any]) -> None:
-    """Add a row to a CSV file that all ranks write to, its header first."""
-    with open(path, "a+b") as file:
-        fcntl.lockf(file, fcntl.LOCK_EX)  # released on closing
-        content = file.seek(0) or file.read()
-        whole = content.rfind(b"\n") + 1
-        if whole and next(csv.reader(content[:whole].decode(errors="replace").splitlines())) != list(row):
-            raise ValueError(f"{path} has other columns than {', '.join(row)}: name another file")
-        file.truncate(whole)  # a line that a kill cut short
-        file.write(tables.csv_text([row], header=not whole).encode())
-        file.flush()
-        os.fsync(file.fileno())
+        raise Refusal(f"no training in {folder} ended with a finite loss: try a smaller --max-lr than {max_lr}")

@@ -1,0 +1,22 @@
+"""What a copy of a command does first: it ends when the process that started it does (see workers.run_copies)."""
+
+import os
+import runpy
+import sys
+import threading
+import time
+
+
+def be_copy() -> None:
+    """Run the script named on the command line, after the number of the process that started this one."""
+    parent, script = int(sys.argv[1]), sys.argv[2]
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    sys.argv = sys.argv[2:]
+    sys.path[:] = [path for path in sys.path if path]  # "", the working directory, is not for our modules
+    runpy.run_path(script, run_name="__main__")
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.1)
+    os._exit(1)
