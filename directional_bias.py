@@ -29,7 +29,7 @@ import torch
 from scipy import stats
 from tqdm import tqdm
 
-from models import build_model, canonical_name, identity, paper_name
+from models import build_model, canonical_name, check_model, identity, paper_name
 from utils import cli, distributed, files, plotting, runs, seeding, tables
 from utils.directions import canonical_frequency, fourier_map, load_nads, random_direction
 from utils.last_layer import draw_network, estimator_for, network_rows
@@ -312,8 +312,9 @@ def compare_with_published(accuracies: dict[tuple[int, ...], float], published: 
 def settings(args: Namespace) -> dict[str, Any]:
     """What the numbers of a row depend on. Which rows are wanted may change from one command to the next."""
     nads = files.digest(args.nads.read_bytes()) if args.directions == "nads" else ""
+    model = build_model(args.arch, args.num_channels, 2, args.image_size, not args.no_pooling)
     wanted = ("frequency", "nad_index", "num_random", "seeds", "predict")
-    return runs.settings(args, *wanted, arch=identity(args.arch), nads=nads)
+    return runs.settings(args, *wanted, arch=identity(args.arch, model), nads=nads)
 
 
 def predicted_by(args: Namespace) -> dict[str, str]:
@@ -370,6 +371,7 @@ def main(argv: list[str] | None = None) -> None:
     runs.check_settings(args.output, settings(args), OF_TRAINING if args.predict is not None else ())
     num_outputs = 2 if args.predict is None else 1
     model = build_model(args.arch, args.num_channels, num_outputs, args.image_size, not args.no_pooling)
+    check_model(model, args.arch, (args.num_channels, args.image_size, args.image_size), num_outputs)
     if args.predict is None:
         many = {"small": distributed.is_small(model, args.device), "items": args.seeds * len(directions)}
         distributed.launch(run, args, directions, published, device=args.device, **many)

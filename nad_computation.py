@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from models import build_model, identity, paper_name
+from models import build_model, check_model, identity, paper_name
 from utils import cli, distributed, files, plotting, runs, seeding
 from utils.covariance import GradientSum, NADs, nads_from_covariance
 from utils.last_layer import draw_network, estimator_for, network_rows
@@ -137,7 +137,12 @@ def report(nads: NADs, sums: GradientSum, args: Namespace) -> None:
 
 def settings(args: Namespace) -> dict[str, Any]:
     """What a network's rows depend on. How many are wanted may change from one command to the next."""
-    return runs.settings(args, "num_networks", "checkpoints", arch=identity(args.arch))
+    return runs.settings(
+        args,
+        "num_networks",
+        "checkpoints",
+        arch=identity(args.arch, build_model(args.arch, args.num_channels, 1, args.image_size)),
+    )
 
 
 def parse_arguments(argv: list[str] | None) -> Namespace:
@@ -166,6 +171,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
     model = build_model(args.arch, args.num_channels, 1, args.image_size)
     blank = torch.zeros(args.num_channels, args.image_size, args.image_size)
+    check_model(model, args.arch, blank.shape, 1)
     if args.estimator == "marginal" and estimator_for(model.eval(), blank) == "sampled":
         raise ValueError(f"{args.arch} does not end in a linear layer of its own: use --estimator sampled")
     runs.check_settings(args.checkpoints, settings(args))

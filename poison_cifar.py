@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from models import build_model, identity, paper_name
+from models import build_model, check_model, identity, paper_name
 from utils import cifar, cli, distributed, files, plotting, runs, seeding, tables
 from utils.directions import load_nads
 from utils.training import train
@@ -224,7 +224,15 @@ def report(rows: list[dict[str, str]], args: Namespace) -> None:
 def settings(args: Namespace) -> dict[str, Any]:
     """What a row's numbers depend on besides the images. Which rows are wanted may change between commands."""
     nads = "" if args.transform == "none" else files.digest(args.nads.read_bytes())
-    return runs.settings(args, "nad_index", "seeds", "data", "download", arch=identity(args.arch), nads=nads)
+    return runs.settings(
+        args,
+        "nad_index",
+        "seeds",
+        "data",
+        "download",
+        arch=identity(args.arch, build_model(args.arch, 3, NUM_CLASSES)),
+        nads=nads,
+    )
 
 
 def parse_arguments(argv: list[str] | None) -> Namespace:
@@ -261,6 +269,7 @@ def main(argv: list[str] | None = None) -> None:
     runs.check_settings(args.output, settings(args), ignoring=["images"])
     num_classes = sum(path.is_dir() for path in (args.data / "train").glob("*")) or NUM_CLASSES
     model = build_model(args.arch, 3, num_classes)
+    check_model(model, args.arch, (3, cifar.SIZE, cifar.SIZE), num_classes)
     items = args.seeds * (len(args.nad_index) if args.transform == "poison" else 1)
     small = distributed.is_small(model, args.device)
     distributed.launch(run, args, nads, device=args.device, small=small, items=items)
