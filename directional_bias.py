@@ -27,7 +27,15 @@ import numpy as np
 import torch
 from scipy import stats
 
-from models import build_model, canonical_name, check_fresh_draws, check_model, check_training_step, identity, paper_name
+from models import (
+    build_model,
+    canonical_name,
+    check_fresh_draws,
+    check_model,
+    check_training_step,
+    identity,
+    paper_name,
+)
 from refusals import Refusal
 from utils import cli, files, plotting, runs, seeding, tables, workers
 from utils.directions import canonical_frequency, fourier_map, random_direction

@@ -205,7 +205,10 @@ def refuse_fewer(args: Namespace, finished: set[int]) -> None:
         number = max(finished)
         raise Refusal(f"{args.checkpoints} has networks up to number {number}: ask for {number + 1} or more")
     described = args.output / f"{paper_name(args.arch)}_{FILES[2]}"
-    if described.exists() and (before := files.read_json(described, "num_networks")["num_networks"]) > args.num_networks:
+    if (
+        described.exists()
+        and (before := files.read_json(described, "num_networks")["num_networks"]) > args.num_networks
+    ):
         raise Refusal(f"{described} is of {before} networks, more than {args.num_networks}: choose another --output")
 
 

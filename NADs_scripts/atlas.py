@@ -21,7 +21,7 @@ from scipy.cluster import hierarchy
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from directional_bias import ROOT, SETS_IN, STEP, share, variance_along
-from models import ARCHITECTURES, build_model, canonical_name, paper_name
+from models import ARCHITECTURES, build_model, canonical_name, check_model, paper_name
 from utils import cli, distributed, files, plotting, runs, tables
 from utils.directions import fourier_map, frequency_grid, load_array
 from utils.last_layer import estimator_for
@@ -51,7 +51,9 @@ def predict_map(arch: str, device: torch.device) -> dict:
     start, why_not = time.monotonic(), ""
     for size in IMAGE_SIZES:
         try:
-            model = build_model(arch, 1, 1, size).eval()
+            model = build_model(arch, 1, 1, size)
+            check_model(model, arch, (1, size, size), 1)
+            model.eval()
             images = fourier_map(size)
             directions = torch.stack(list(images.values()))
             estimator = estimator_for(model, directions[0])

@@ -19,8 +19,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from utils import cli, runs
-from utils.covariance import NADs, log_variance_correlation, singular_value_ratios, subspace_overlap
-from utils.directions import load_array, load_nads
+from utils.nads import NADs, load_array, load_nads, log_variance_correlation, singular_value_ratios, subspace_overlap
 
 SIZES = (1, 5, 20, 50, 100, 200, 500)
 COLUMNS = [f"overlap_{k}" for k in SIZES]

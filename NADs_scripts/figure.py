@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from models import ARCHITECTURES, paper_name
 from nad_computation import ROOT
 from utils import cli, plotting
-from utils.directions import load_nads
+from utils.nads import load_nads
 
 
 @cli.one_line_errors

@@ -18,9 +18,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from models import build_model, paper_name
 from nad_computation import ROOT, STEP, draw_point
 from utils import cli
-from utils.differences import central_differences
-from utils.directions import load_nads
 from utils.last_layer import draw_network, last_linear, without
+from utils.nads import central_differences, load_nads
 
 DROPPED_BITS = {"tf32": 13, "bf16": 16}  # of float32's 23
 BANDS = ((0, 10), (100, 110), (500, 510), (900, 910), (1013, 1023))

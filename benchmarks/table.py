@@ -24,8 +24,7 @@ from directional_bias import DATA, RECIPE
 from models import paper_name
 from nad_computation import ROOT
 from utils import cli, distributed, runs
-from utils.covariance import AUTHORS_SCALE
-from utils.directions import load_array, load_nads
+from utils.nads import AUTHORS_SCALE, load_array, load_nads
 
 TABLES = {
     "training": "network | precision | plain, images/s | here, images/s | a direction: plain | here | ratio",

@@ -24,7 +24,8 @@ from NADs_scripts import designs
 from NADs_scripts.atlas import short_name
 from poison_cifar import EPSILON
 from utils import cli, files, plotting, tables
-from utils.directions import canonical_frequency, frequency_grid, load_array
+from utils.directions import canonical_frequency, frequency_grid
+from utils.nads import load_array
 
 FREQUENCY = KEYS["fourier"]
 GRID = [(y, x) for y in frequency_grid(32) for x in frequency_grid(32)]  # the order of all maps in the page

@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from refusals import Refusal
+
 GROWTH = 32  # channels that each bottleneck adds
 
 
@@ -51,7 +53,7 @@ class DenseNet121(nn.Module):
     def __init__(self, num_channels: int = 3, num_classes: int = 10, *, image_size: int = 32):
         super().__init__()
         if image_size < 32:
-            raise ValueError(f"DenseNet-121 needs images of at least 32x32, got image_size={image_size}")
+            raise Refusal(f"DenseNet-121 needs images of at least 32x32, got image_size={image_size}")
         self.conv1 = nn.Conv2d(num_channels, 64, 3, padding=1, bias=False)
         self.dense1 = _dense_block(64, 6)
         self.trans1 = Transition(256, 128)

@@ -3,6 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from refusals import Refusal
+
 
 class LeNet(nn.Module):
     """LeNet with ReLU, and a 2×2 max-pool after each convolution, for images from 16×16 (9×9 without pooling).
@@ -16,23 +18,19 @@ class LeNet(nn.Module):
         super().__init__()
         least, ablated = (16, "") if pooling else (9, " without pooling")
         if image_size < least:
-            raise ValueError(f"LeNet{ablated} needs images of at least {least}x{least}, got image_size={image_size}")
+            raise Refusal(f"LeNet{ablated} needs images of at least {least}x{least}, got image_size={image_size}")
         side = ((image_size - 4) // 2 - 4) // 2 if pooling else image_size - 8
-        self.pooling = pooling
         self.conv1 = nn.Conv2d(num_channels, 6, 5)
         self.conv2 = nn.Conv2d(6, 16, 5)
+        self.pool = nn.MaxPool2d(2) if pooling else nn.Identity()
         self.fc1 = nn.Linear(16 * side * side, 120)
         self.fc2 = nn.Linear(120, 84)
         self.fc3 = nn.Linear(84, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images (N, C, S, S) to logits (N, num_classes)."""
-        x = F.relu(self.conv1(x))  # (N, 6, 28, 28)
-        if self.pooling:
-            x = F.max_pool2d(x, 2)  # (N, 6, 14, 14)
-        x = F.relu(self.conv2(x))  # (N, 16, 10, 10); without pooling (N, 16, 24, 24)
-        if self.pooling:
-            x = F.max_pool2d(x, 2)  # (N, 16, 5, 5)
+        x = F.relu(self.pool(self.conv1(x)))  # (N, 6, 28, 28) -> (N, 6, 14, 14); ReLU and max-pool commute
+        x = F.relu(self.pool(self.conv2(x)))  # (N, 16, 10, 10) -> (N, 16, 5, 5); without pooling (N, 16, 24, 24)
         x = F.relu(self.fc1(x.flatten(1)))  # (N, 120), from 400 inputs; without pooling from 9216
         x = F.relu(self.fc2(x))  # (N, 84)
         return self.fc3(x)

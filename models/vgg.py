@@ -4,6 +4,8 @@ import math
 
 from torch import Tensor, nn
 
+from refusals import Refusal
+
 # Output channels of the 3×3 convolutions; a max-pool ends each group.
 GROUPS = ((64,), (128,), (256, 256), (512, 512), (512, 512))
 HIDDEN = 512  # width of the classifier's two hidden layers
@@ -22,7 +24,7 @@ class VGG11_bn(nn.Module):
     def __init__(self, num_channels: int = 3, num_classes: int = 10, *, image_size: int = 32):
         super().__init__()
         if image_size < 32:
-            raise ValueError(f"VGG-11 needs images of at least 32x32, got image_size={image_size}")
+            raise Refusal(f"VGG-11 needs images of at least 32x32, got image_size={image_size}")
         layers: list[nn.Module] = []
         in_channels = num_channels
         for group in GROUPS:

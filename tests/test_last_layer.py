@@ -3,10 +3,10 @@
 import pytest
 import torch
 from torch import nn
+from utils.differences import central_differences
 
 from models import build_model
 from tests import tiny_networks
-from utils.differences import central_differences
 from utils.last_layer import draw_network, last_linear, network_rows, weight_rms, without
 
 
@@ -43,10 +43,10 @@ def test_a_network_is_its_trunk_and_then_its_last_layer(name):
     torch.testing.assert_close(layer(without(network, layer)(point[None])), whole, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize(
-    "name",
-    "ends_in_convolution ends_in_relu ends_in_clamp MeanOfTokens TiedWeights UsedTwice".split(),
-)
+NO_LINEAR_END = "ends_in_convolution ends_in_relu ends_in_clamp ends_in_cosine ends_in_hook"
+
+
+@pytest.mark.parametrize("name", [*NO_LINEAR_END.split(), "MeanOfTokens", "TiedWeights", "UsedTwice"])
 def test_a_last_layer_that_is_not_the_end_or_not_independent_of_the_trunk_is_none(name):
     network, point = draw(name)
     before = point.clone()

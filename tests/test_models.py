@@ -1,10 +1,13 @@
 """The architectures: shapes, state-dict keys, initial weights; and the names that the registry knows."""
 
+import itertools
 import math
+import random
 import re
 import sys
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,9 +15,28 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from models import DenseNet121, LeNet, LogReg, ResNet18, VGG11_bn, build_model, canonical_name, identity, paper_name
+import models
+import utils.layout
+from models import (
+    ARCHITECTURES,
+    DenseNet121,
+    LeNet,
+    LogReg,
+    ResNet18,
+    VGG11_bn,
+    build_model,
+    canonical_name,
+    check_fresh_draws,
+    check_model,
+    check_training_step,
+    identity,
+    paper_name,
+)
 from models.densenet import Bottleneck, Transition
-from models.registry import ARCHITECTURES
+from refusals import Refusal
+from tests import tiny_networks
+from utils.layout import layout_of
+from utils.seeding import default_generator
 
 IMAGE_MODELS = [LeNet, VGG11_bn, ResNet18, DenseNet121]
 PAPER_NAMES = ["LogReg", "vgg11 (bn)", "LeNet", "VGG-11", "ResNet-18", "Dense Net 121"]
@@ -181,10 +203,7 @@ def test_logreg_is_one_linear_layer_with_pytorchs_default_initialisation():
     assert weight.std().item() == pytest.approx(1 / (32 * math.sqrt(3)), rel=0.02)
 
 
-@pytest.mark.parametrize(
-    ("kind", "arch"),
-    list(zip([LogReg, VGG11_bn, *IMAGE_MODELS], PAPER_NAMES, strict=True)),
-)
+@pytest.mark.parametrize(("kind", "arch"), list(zip([LogReg, VGG11_bn, *IMAGE_MODELS], PAPER_NAMES, strict=True)))
 def test_paper_names(meta, kind, arch):
     """Also: a model is built on the device of the context, whole."""
     model = build_model(arch, num_channels=1, num_classes=2)
@@ -201,23 +220,10 @@ def test_case_and_punctuation_are_forgiven(name, data):
 
 
 def test_names_become_parts_of_a_path():
-    assert paper_name("ResNet-18") == "ResNet18"
-    assert paper_name("torchvision:resnet18") == "torchvision-resnet18"
-    assert paper_name("my.nets:Net_2") == "my.nets-Net_2"
-    assert canonical_name("torchvision:ResNet18") == "torchvision:resnet18" and canonical_name("A:B") == "A:B"
+    names = {"ResNet-18": "ResNet18", "torchvision:ResNet18": "torchvision-resnet18", "timm:a.b": "timm-a.b"}
+    names |= {"my.nets:Net_2": "my.nets-Net_2", TinyOfLinear: "TinyOfLinear", (lambda: None): "network"}
+    assert [paper_name(arch) for arch in names] == list(names.values())
     assert [canonical_name(paper_name(arch)) for arch in ARCHITECTURES] == list(ARCHITECTURES)
-
-
-def test_an_edited_network_is_another(tmp_path, monkeypatch):
-    monkeypatch.setattr("sys.path", [*sys.path, str(tmp_path)])
-    (tmp_path / "named_here.py").write_text("from defined_there import net")
-    (tmp_path / "defined_there.py").write_text("def net(): pass")
-    before, found = identity("named_here:net"), {identity("named_here:net")}
-    for edited in ("named_here.py", "defined_there.py"):
-        (tmp_path / edited).write_text("# edited")
-        found.add(identity("named_here:net"))
-    assert before in found and len(found) == 3 and before.startswith("named_here:net (")
-    assert [identity(arch) for arch in ("ResNet-18", "torchvision:vgg11")] == ["resnet18", "torchvision:vgg11"]
 
 
 @pytest.mark.parametrize(
@@ -234,23 +240,48 @@ def test_an_edited_network_is_another(tmp_path, monkeypatch):
         (dict(arch="vgg11", image_size=31), "VGG-11 needs images of at least 32x32, got image_size=31"),
         (dict(arch="densenet121", image_size=28), "DenseNet-121 needs images of at least 32x32, got"),
         (dict(arch="torchvision:resnet19"), "no classification model 'resnet19': did you mean .*resnet1"),
-        (dict(arch="torchvision:fcn_resnet50"), "no classification model"),
-        (dict(arch="torchvision:inception_v3"), "the network does not take 1x32x32 images: .*Calculated"),
+        (dict(arch="torchvision:inception_v3"), "the network does not take 1x32x32 images: Calculated"),
         (dict(arch="torchvision:vit_b_16", image_size=40), "the network does not take 40x40 images: Input shape"),
-        (dict(arch="no_such_package.nets:net"), "cannot import 'no_such_package.nets' .*ModuleNotFoundErr"),
+        (dict(arch="timm:resnet19"), "timm has no model 'resnet19': did you mean .*resnet1"),
+        (dict(arch="timm:inception_v3"), "the network does not take 1x32x32 images: Calculated"),
+        (dict(arch="no_such_package.nets:net"), "cannot import 'no_such_package.nets' .*: No module named 'no_such"),
+        (dict(arch="math:sinn"), "module 'math' has no function or class 'sinn': did you mean sin"),
+        (dict(arch="math:pi"), "module 'math' has no function or class 'pi'$"),
+        (dict(arch=":net"), "':net' names no module: expected package.module:factory"),
+        (dict(arch=lambda depth: None), "be called with no arguments: missing a required argument: 'depth'"),
+        (dict(arch=lambda: 3), "network returned a int; expected a torch.nn.Module"),
+        (dict(arch=nn.Linear(1024, 2)), "network is one network: name a class or a function"),
+        (dict(arch=nn.Identity), "a Identity without parameters has nothing to draw or to train"),
+        (
+            dict(arch=lambda: nn.Conv2d(1, 2, 1)),
+            r"evaluation mode the network returns a tensor \(1, 2, 32, 32\): expected",
+        ),
+        (dict(arch=lambda: flat(1, 32)), r"returns a tensor \(1, 1\): expected one tensor \(1, 2\), a value for each"),
     ],
 )
-def test_bad_requests_are_answered_in_one_line(meta, arguments, words):
-    with pytest.raises(ValueError, match=words) as caught:
-        build_model(**({"arch": "lenet", "num_channels": 1, "num_classes": 2} | arguments))
+def test_bad_requests_are_answered_in_one_line(arguments, words):
+    arguments = {"arch": "lenet", "num_channels": 1, "num_classes": 2, "image_size": 32} | arguments
+    with pytest.raises(Refusal, match=words) as caught:
+        check_model(build_model(**arguments), arguments["arch"], (1, *2 * [arguments["image_size"]]), 2)
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "shufflenet_v2_x0_5", "googlenet", "vit_b_16"])
+def test_timm_is_optional(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(Refusal, match="timm:resnet18 needs timm: pip install timm"):
+        build_model("timm:resnet18", 1, 2)
+
+
+TORCHVISIONS = [f"torchvision:{name}" for name in ("resnet18", "shufflenet_v2_x0_5", "googlenet", "vit_b_16")]
+
+
+@pytest.mark.parametrize("arch", [*TORCHVISIONS, "timm:resnet18", "timm:vit_tiny_patch16_224"])
 @pytest.mark.parametrize("channels", [1, 3, 4])
-def test_torchvision_models_take_the_channels_and_the_size(meta, name, channels):
-    model = build_model(f"torchvision:{name}", channels, 2, image_size=48)
-    assert model(torch.zeros(2, channels, 48, 48)).shape == (2, 2)
+def test_the_libraries_models_take_the_channels_and_the_size(arch, channels):
+    pytest.importorskip(arch.partition(":")[0])
+    model = build_model(arch, channels, 2, image_size=48)
+    check_model(model, arch, (channels, 48, 48), 2)
+    assert identity(arch, model) == arch and all(module.training for module in model.modules())
     assert not torch.nn.modules.module._global_module_registration_hooks  # none is left behind
 
 
@@ -264,68 +295,180 @@ def test_torchvisions_own_initialisation_covers_the_adapted_convolution():
     assert squeezenet.abs().max().item() == pytest.approx(math.sqrt(6 / 9), rel=0.02)  # U(±√(6/(k²·in)))
 
 
-@pytest.mark.parametrize("arch", ["vgg11", "torchvision:shufflenet_v2_x0_5"])
-def test_the_blank_image_leaves_statistics_random_state_and_mode(arch):
-    """The factory alone, from the same seed, gives the same network. VGG-11 has dropout and batch norm."""
-    torchvision = pytest.importorskip("torchvision")
-    plain = VGG11_bn if arch == "vgg11" else partial(torchvision.models.shufflenet_v2_x0_5, weights=None)
-    torch.manual_seed(0)
-    expected, random_state = plain(num_classes=2).state_dict(), torch.get_rng_state()
-    torch.manual_seed(0)
-    model = build_model(arch, 3, 2)
-    assert torch.equal(torch.get_rng_state(), random_state)
-    assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
-    assert all(module.training for module in model.modules())
+# Networks of the user.
+
+
+class TinyOfLinear(nn.Linear):
+    """One linear layer on 8×8 images, whose outputs a test can change."""
+
+    change = staticmethod(lambda module, output: output)
+
+    def __init__(self):
+        super().__init__(64, 2)
+
+    def forward(self, x):
+        """Map images (N, 1, 8, 8) to (N, 2)."""
+        return self.change(self, super().forward(x.flatten(1)))
+
+
+def flat(num_classes, image_size, *layers):
+    return nn.Sequential(nn.Flatten(), nn.Linear(image_size**2, num_classes), *layers).eval()
+
+
+def changed(change):
+    """A factory of linear networks whose outputs are changed."""
+    return type("Changed", (TinyOfLinear,), {"change": staticmethod(change)})
 
 
 @pytest.fixture
-def user_module(tmp_path, monkeypatch):
-    """A module of the user's in the working directory, which is not on the import path."""
-    (tmp_path / "nets_of_the_user.py").write_text(
-        "from torch import nn\n"
-        "def flat(num_classes, image_size):\n"
-        "    return nn.Sequential(nn.Flatten(), nn.Linear(image_size**2, num_classes)).eval()\n"
-        "def everything(**arguments):\n"
-        "    net = flat(2, 8); net.arguments = arguments; return net\n"
-        "def nothing(): return flat(10, 8)\n"
-        "def one_value(image_size): return flat(1, image_size)\n"
-        "def an_image(): return nn.Conv2d(1, 2, 1)\n"
-        "class Pair(nn.Linear):\n"
-        "    def __init__(self): super().__init__(8, 2)\n"
-        "    def forward(self, x): return super().forward(x), x\n"
-        "def parameterless(): return nn.Identity()\n"
-        "def needs_more(num_classes, depth): return nn.Identity()\n"
-        "def no_module(): return 3\n"
-        "number = 3\n"
-    )
-    (tmp_path / "broken_nets_of_the_user.py").write_text("1 / 0\n")
+def folder(tmp_path, monkeypatch):
+    """The user's working directory, which is not on the import path."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.path", [p for p in sys.path if p])
-    return "nets_of_the_user"
+    monkeypatch.setattr("sys.path", [entry for entry in sys.path if entry])
+    before = dict(sys.modules)
+    yield tmp_path
+    for name in set(sys.modules) - set(before):
+        if str(tmp_path) in str(getattr(sys.modules[name], "__file__", "")):
+            del sys.modules[name]
 
 
-def test_a_users_factory_gets_the_arguments_it_accepts(user_module):
-    net = build_model(f"{user_module}:flat", 1, 2, image_size=8)
-    assert net[1].weight.shape == (2, 64) and net.training
-    net = build_model(f"{user_module}:everything", 1, 2, image_size=8, pooling=False)
-    assert net.arguments == {"num_channels": 1, "num_classes": 2, "image_size": 8, "pooling": False}
-    assert build_model(f"{user_module}:nothing", 1, 2, image_size=8)[1].out_features == 10  # more do no harm
+def test_a_factory_gets_the_arguments_it_accepts():
+    assert build_model(flat, 1, 2, image_size=8)[1].weight.shape == (2, 64)
+    assert build_model(lambda: flat(10, 8), 1, 2).training
+    given = {}
+    build_model(lambda **arguments: given.update(arguments) or flat(2, 8), 1, 2, image_size=8, pooling=False)
+    assert given == {"num_channels": 1, "num_classes": 2, "image_size": 8, "pooling": False}
+
+
+def test_what_a_users_network_raises_passes_through(folder):
+    (folder / "broken_nets.py").write_text("import no_such_module")
+    (folder / "broken_nets_too.py").write_text("1 / 0")
+    with pytest.raises(ModuleNotFoundError, match="no_such_module"):
+        build_model("broken_nets:net", 1, 2)
+    with pytest.raises(ZeroDivisionError):
+        build_model("broken_nets_too:net", 1, 2)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        check_model(build_model(TinyOfLinear, 1, 2), TinyOfLinear, (1, 9, 9), 2)
+
+
+NET = """from torch import nn
+from {helpers} import Helper
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        from utils import WIDTH
+        self.body, self.helper = nn.Linear(64, WIDTH), Helper()
+    def forward(self, x):
+        return self.helper(self.body(x.flatten(1)))
+"""
+HELPER = "from torch import nn\nWIDTH = 2\nclass Helper(nn.Module):\n    def forward(self, x):\n        return x\n"
+
+
+@pytest.mark.parametrize("arch", ["models.nets:Net", "main_of_the_user:Net"])
+def test_names_mean_the_working_directory_first_and_ours_again_afterwards(folder, arch):
+    """The user has packages `models` and `utils`, the latter also imported by the constructor."""
+    for path, text in {"models/nets.py": NET, "main_of_the_user.py": NET, "utils/__init__.py": HELPER}.items():
+        (folder / path).parent.mkdir(exist_ok=True)
+        (folder / path).write_text(text.format(helpers="utils"))
+    ours = [models, models.registry, utils.layout]
+    built = [build_model(arch, 1, 2) for _ in range(2)]
+    assert type(built[0]) is type(built[1]) and "models.nets" not in sys.modules
+    assert [sys.modules[module.__name__] for module in ours] == ours
+    check_model(built[0], arch, (1, 8, 8), 2)
+    assert layout_of(built[0]) is torch.contiguous_format
+    before = identity(arch, built[0])
+    with open("utils/__init__.py", "a") as file:
+        file.write("# a comment elsewhere")
+    assert identity(arch, built[0]) == before and before.startswith(f"{arch} (")
+    (folder / "utils/__init__.py").write_text(HELPER.replace("return x", "return x.relu()"))
+    assert identity(arch, built[0]) != before
+
+
+def test_a_users_module_may_import_ours(folder):
+    (folder / "nets_beside_no_models.py").write_text("from models import LeNet")
+    assert type(build_model("nets_beside_no_models:LeNet", 1, 2)) is LeNet
+    assert type(build_model("tests.tiny_networks:plain", 1, 2)) is tiny_networks.Tiny
+
+
+def test_a_structure_is_part_of_the_identity_also_without_a_source():
+    namespace = {"nn": nn}
+    exec("class Typed(nn.Linear): pass", namespace)
+    one, other = (identity("math:sin", namespace["Typed"](width, 1)) for width in (1, 2))
+    assert one != other
+
+
+def test_channels_last_is_for_our_networks_and_torchvisions():
+    channels_last = [build_model(arch, 1, 2) for arch in ("lenet", "torchvision:squeezenet1_1")]
+    assert [layout_of(model) for model in channels_last] == [torch.channels_last] * 2
+    assert layout_of(flat(2, 8)) is layout_of(TinyOfLinear()) is torch.contiguous_format
+
+
+# Checks before a run.
+
+
+def from_numpy_and_python():
+    model = TinyOfLinear()
+    nn.init.constant_(model.weight, np.random.rand() + random.random())  # noqa: NPY002
+    return model
+
+
+def seeded_by_itself():
+    torch.manual_seed(0)
+    return TinyOfLinear()
+
+
+ONE = TinyOfLinear()
+NUMBERS = itertools.count()
+
+
+def batch_norm():
+    return flat(2, 8, nn.BatchNorm1d(2))
+
+
+@pytest.mark.parametrize("build", [TinyOfLinear, from_numpy_and_python, batch_norm, tiny_networks.nan_trunk])
+def test_sound_networks_pass_and_leave_the_generators_alone(build):
+    def draw():
+        return random.random(), np.random.rand(), torch.rand(()).item()  # noqa: NPY002
+
+    with default_generator("cpu", 0):
+        expected = draw()
+    with default_generator("cpu", 0):
+        check_fresh_draws(build, (1, 8, 8))
+        if build is not tiny_networks.nan_trunk:
+            check_training_step(build, (1, 8, 8), 2, last_batch=1 if build is TinyOfLinear else 2)
+        with default_generator("cpu", 0):
+            assert draw() == expected
+        assert draw() == expected
 
 
 @pytest.mark.parametrize(
-    ("arch", "words"),
+    ("build", "words"),
     [
-        ("nets_of_the_user:everythin", "has no function or class 'everythin': did you mean everything"),
-        ("nets_of_the_user:number", "has no function or class 'number'$"),
-        ("nets_of_the_user:no_module", "no_module returned a int; expected a torch.nn.Module"),
-        ("nets_of_the_user:needs_more", "be called with num_classes: missing a required argument: 'depth'"),
-        ("nets_of_the_user:parameterless", "a Identity without parameters has nothing to draw or to train"),
-        ("nets_of_the_user:one_value", r"one_value gives \(1, 1\) for one image: expected \(1, 2\), a value for each"),
-        ("nets_of_the_user:an_image", r"an_image gives \(1, 2, 8, 8\) for one image: expected \(1, 2\)"),
-        ("nets_of_the_user:Pair", r"Pair gives tuple for one image: expected \(1, 2\)"),
-        ("broken_nets_of_the_user:net", "cannot import 'broken_nets_of_the_user' of .*ZeroDivisionError"),
+        (lambda: ONE, "two calls of the factory return the same network or share weights"),
+        (lambda: nn.Sequential(nn.Flatten(), nn.Unflatten(1, (1, 8, 8)), ONE), "or share weights"),
+        (seeded_by_itself, "networks of two seeds are equal"),
+        (changed(lambda _, output: output + torch.rand(())), "random in evaluation mode"),
+        (lambda: nn.Sequential(TinyOfLinear(), nn.Linear(2, 2 + next(NUMBERS))), "two networks of one seed differ"),
     ],
 )
-def test_a_users_factory_that_does_not_fit(user_module, arch, words):
-    with pytest.raises(ValueError, match=words):
-        build_model(arch, 1, 2, 8)
+def test_networks_that_are_not_fresh_draws_are_refused(build, words):
+    with pytest.raises(Refusal, match=words):
+        check_fresh_draws(build, (1, 8, 8))
+
+
+@pytest.mark.parametrize(
+    ("build", "words"),
+    [
+        (
+            changed(lambda self, x: (x, x) if self.training else x),
+            r"for 2 images in training .* returns a tuple: expect",
+        ),
+        (changed(lambda self, x: {"out": x}), r"returns a dict: expected one tensor \(2, 2\)"),
+        (changed(lambda self, x: x[:, :1]), r"returns a tensor \(2, 1\)"),
+        (changed(lambda self, x: x.detach()), "cannot be trained: its output in training mode has no gradient"),
+        (batch_norm, "last batch, which has one image: choose another --batch-size or --num-train"),
+    ],
+)
+def test_networks_that_cannot_take_a_training_step_are_refused(build, words):
+    with pytest.raises(Refusal, match=words):
+        check_training_step(build, (1, 8, 8), 2, last_batch=1)

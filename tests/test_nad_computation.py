@@ -7,13 +7,13 @@ import sys
 import numpy as np
 import pytest
 import torch
+from utils.covariance import NADs, log_variance_correlation, subspace_overlap
 
 import nad_computation
 from models import build_model, identity, paper_name
 from nad_computation import NUM_NETWORKS, ROOT, STEP, compute_nads, draw_point, read_sums
 from tests.helpers import refusal, run_on_ranks
 from utils import runs
-from utils.covariance import NADs, log_variance_correlation, subspace_overlap
 from utils.directions import load_array, load_nads
 from utils.last_layer import draw_network, network_rows
 
@@ -169,7 +169,8 @@ def test_the_command_writes_arrays_their_description_and_figures(tmp_path, capsy
     assert about.pop("environment").keys() >= {"commit", "python", "torch", "numpy"}
     assert "√(9999·λ)" in about.pop("scale")
     agreement = round(sums.agreement("marginal", 100), 4)
-    expected = {"arch": identity(PLAIN), "estimator": "marginal", "num_channels": 1, "image_size": 12, "seed": 0}
+    arch = identity(PLAIN, build_model(PLAIN, 1, 1, 12))
+    expected = {"arch": arch, "estimator": "marginal", "num_channels": 1, "image_size": 12, "seed": 0}
     expected |= {"step": 100.0, "precision": "fp32", "device": "cpu", "num_networks": 20}
     assert about == expected | {"agreement": {"k": 100, "split_half_overlap": agreement}}
     out = capsys.readouterr().out

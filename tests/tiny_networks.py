@@ -70,6 +70,14 @@ class UsedTwice(Tiny):
         return self.head(h * self.head(h).sigmoid())
 
 
+class Cosine(nn.Linear):
+    """The cosines between the features and the rows of the weights: no linear layer, whatever its base class."""
+
+    def forward(self, h):
+        """Map features (N, F) to (N, num_classes)."""
+        return nn.functional.linear(nn.functional.normalize(h), nn.functional.normalize(self.weight))
+
+
 class MeanOfTokens(nn.Module):
     """The head looks at each token, (N, tokens, 8) -> (N, tokens, 1)."""
 
@@ -80,6 +88,16 @@ class MeanOfTokens(nn.Module):
     def forward(self, x):
         """Map images (N, 1, 8, 8) to (N, 1)."""
         return self.head(x.flatten(1).unflatten(1, (-1, 8))).mean(1)
+
+
+def ends_in_cosine():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 16), Cosine(16, 1))
+
+
+def ends_in_hook():
+    model = Tiny()
+    model.head.register_forward_pre_hook(lambda _, inputs: nn.functional.normalize(inputs[0]))
+    return model
 
 
 def ends_in_convolution():

@@ -1,13 +1,11 @@
-"""Directions of the input space: Fourier images, random ones, and NADs from a file.
+"""Directions of the input space: Fourier images and random ones.
 
 A direction is a float32 tensor of shape (C, H, W) and unit Euclidean norm.
 """
 
-import zipfile
-from pathlib import Path
-
-import numpy as np
 import torch
+
+from refusals import Refusal
 
 
 def fourier_direction(
@@ -15,15 +13,15 @@ def fourier_direction(
 ) -> torch.Tensor:
     """The real Fourier image v ∝ cos 2π(k_y·y + k_x·x)/S (or sin), the same in every channel, (C, S, S) of unit norm.
 
-    Frequencies are in cycles per image. ValueError for one beyond half the image, or the sine of a frequency that is
+    Frequencies are in cycles per image. A Refusal for one beyond half the image, or the sine of a frequency that is
     its own negative, which vanishes on every pixel.
     """
     for name, frequency in (("y", frequency_y), ("x", frequency_x)):
         if abs(frequency) > size // 2:
             expected = f"{-(size // 2)} to {size // 2} for {size} pixels"
-            raise ValueError(f"frequency {frequency} along {name} is outside the image: expected {expected}")
+            raise Refusal(f"frequency {frequency} along {name} is outside the image: expected {expected}")
     if phase == "sine" and is_self_conjugate(frequency_y, frequency_x, size):
-        raise ValueError(f"the sine image of ({frequency_y}, {frequency_x}) is zero everywhere: use the cosine")
+        raise Refusal(f"the sine image of ({frequency_y}, {frequency_x}) is zero everywhere: use the cosine")
     pixels = torch.arange(size, dtype=torch.float64)
     angle = 2 * torch.pi * (frequency_y * pixels[:, None] + frequency_x * pixels) / size
     image = (torch.sin(angle) if phase == "sine" else torch.cos(angle)).repeat(num_channels, 1, 1)
@@ -80,38 +78,3 @@ def random_direction(shape: tuple[int, int, int], generator: torch.Generator) ->
     """A direction uniform on the sphere, shape (C, H, W)."""
     direction = torch.randn(shape, generator=generator)
     return direction / direction.norm()
-
-
-def load_array(path: str | Path) -> np.ndarray:
-    """Read an array of numbers from a .npy file, as float64; ValueError or FileNotFoundError if there is none."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"there is no array at {path}: name a .npy file (nad_computation.py makes NADs)")
-    try:
-        with open(path, "rb") as file:
-            array = np.load(file, allow_pickle=False)
-        return np.asarray(array, dtype=np.float64)
-    except (ValueError, TypeError, EOFError, OSError, MemoryError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is not a readable .npy array of numbers ({error})") from None
-
-
-def load_nads(path: str | Path, dimension: int) -> torch.Tensor:
-    """Read NADs from a .npy file, (D, D) float32: orthonormal rows, most important first.
-
-    The authors' files (D − 1, D) lack the last row; it is the one direction orthogonal to all others, and is put back.
-
-    Raises:
-        ValueError: not such an array for the dimension D, or rows that are not orthonormal (to 1e-3).
-        FileNotFoundError: no such file.
-    """
-    rows = load_array(path)
-    if rows.ndim != 2 or rows.shape[1] != dimension or rows.shape[0] not in (dimension - 1, dimension):
-        raise ValueError(f"{path} has shape {rows.shape}: expected ({dimension}, {dimension}), or one row less")
-    with np.errstate(all="ignore"):
-        error = np.abs(rows @ rows.T - np.eye(len(rows))).max()
-    if not error < 1e-3:  # nan fails too
-        raise ValueError(f"the rows of {path} are not orthonormal: U Uᵀ differs from I by {error:.2g}")
-    if len(rows) == dimension - 1:
-        residual = np.eye(dimension) - rows.T @ rows  # projector onto the missing direction
-        last = residual[:, np.argmax(np.diag(residual))]
-        rows = np.vstack([rows, last / np.linalg.norm(last)])
-    return torch.from_numpy(rows).float()

@@ -8,7 +8,7 @@ import torch
 from torch import autograd, backends, nn
 
 from refusals import Refusal
-from utils.layout import is_ours, layout_of
+from utils.layout import comes_from, layout_of
 
 PRECISIONS = ("fp32", "tf32", "bf16")
 
@@ -48,7 +48,7 @@ def as_graphs(model: nn.Module, images: torch.Tensor, precision: str) -> Callabl
 
     A graph repeats what Python decided once: a model with parts from elsewhere than here and torch comes back as it is.
     """
-    if not all(is_ours(type(part)) or type(part).__module__.split(".")[0] == "torch" for part in model.modules()):
+    if not all(comes_from(part, "models", "torch") for part in model.modules()):
         return model
     gc.collect()  # the graphs of an earlier network are in a reference cycle, and hold memory
     before = {name: value.clone() for name, value in model.state_dict().items()}  # a warm-up changes statistics

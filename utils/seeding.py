@@ -2,8 +2,10 @@
 
 import contextlib
 import hashlib
+import random
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 
 
@@ -20,8 +22,15 @@ def generator(device: torch.device | str, *parts: int | str) -> torch.Generator:
 
 @contextlib.contextmanager
 def default_generator(device: torch.device | str, *parts: int | str) -> Iterator[None]:
-    """Seed torch's own generator (weight initialisation, dropout) and restore its state afterwards."""
-    device = torch.device(device)
+    """Seed the global generators of torch (initial weights, dropout), NumPy and Python; then restore their states."""
+    device, seed = torch.device(device), seed_of(*parts)
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed_of(*parts))
-        yield
+        try:
+            torch.manual_seed(seed)
+            random.seed(seed)
+            np.random.seed(seed % 2**32)  # noqa: NPY002
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)  # noqa: NPY002
