@@ -1,4 +1,4 @@
-"""Experiment 1: which directions can an architecture learn, and how fast? (Paper, section 2.)
+"""Experiment 1: which directions can an architecture learn, and how fast? The paper's maps (section 2).
 
 Train the network on D(v), data separable along the direction v and along no other, once for each of many v, and
 test it on fresh samples of D(v). The map of test accuracy over the Fourier images v is the network's directional bias.
@@ -254,7 +254,8 @@ def parse_arguments(argv: list[str] | None) -> Namespace:
     epsilon = "ε: <x, v> is +ε or −ε (the authors' example has 0.5)"
     group.add_argument("--epsilon", type=cli.positive, default=DATA["epsilon"], help=epsilon)
     cli.add_recipe_arguments(parser, RECIPE)
-    cli.add_run_arguments(parser, output_help="folder of the run (default: runs/directional_bias/ARCH-DIRECTIONS)")
+    default = "runs/directional_bias/ARCH-DIRECTIONS, or runs/steps/ARCH-DIRECTIONS"
+    cli.add_run_arguments(parser, output_help=f"folder of the run (default: {default})", workers=True)
     parser.add_argument("--seeds", type=cli.positive_int, default=1, help="repetitions of each direction")
     parser.add_argument("--published", type=cli.path, help="CSV file of published accuracies to compare with")
     args = parser.parse_args(argv)

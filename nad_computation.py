@@ -124,8 +124,14 @@ def finished_networks(folder: Path) -> set[int]:
 @contextmanager
 def progress(folder: Path, args: Namespace) -> Iterator[Callable[[], None]]:
     """A bar over the networks in the folder, whoever drew them, as often as their sums are saved."""
-    with tqdm(total=args.num_networks, desc=f"{paper_name(args.arch)}, networks") as bar:
-        yield lambda: bar.update(len(finished_networks(folder)) - bar.n)
+    initial = len(finished_networks(folder))
+    with tqdm(total=args.num_networks, initial=initial, desc=f"{paper_name(args.arch)}, networks") as bar:
+
+        def refresh() -> None:
+            if (finished := len(finished_networks(folder))) > bar.n:
+                bar.update(finished - bar.n)
+
+        yield refresh
 
 
 def report(nads: NADs, sums: GradientSums, args: Namespace) -> None:
@@ -174,7 +180,8 @@ def parse_arguments(argv: list[str] | None) -> Namespace:
     group.add_argument("--estimator", choices=NUM_NETWORKS, default="marginal", help="sampled is the paper's protocol")
     group.add_argument("--num-networks", type=cli.positive_int, help="(default: 1,000 marginal or 10,000 sampled)")
     group.add_argument("--step", type=cli.positive, default=STEP, help="step s of the central differences")
-    cli.add_run_arguments(parser, output_help="folder for the arrays (default: that of the checkpoints)")
+    default = "that of the checkpoints"
+    cli.add_run_arguments(parser, output_help=f"folder for the arrays (default: {default})", workers=True)
     where = "folder for the checkpoints and the figure (default: --output, or runs/nads/ARCH-ESTIMATOR)"
     parser.add_argument("--checkpoints", type=cli.path, help=where)
     args = parser.parse_args(argv)

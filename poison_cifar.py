@@ -215,7 +215,8 @@ def parse_arguments(argv: list[str] | None) -> Namespace:
     group.add_argument("--nads", type=cli.path, help="file of NADs (default: the architecture's in NADs/)")
     group.add_argument("--epsilon", type=cli.positive, help=f"size of the carriers (default: {EPSILON})")
     cli.add_recipe_arguments(parser, RECIPE)
-    cli.add_run_arguments(parser, output_help="folder of the run (default: runs/poison_cifar/ARCH-TRANSFORM)")
+    default = "runs/poison_cifar/ARCH-TRANSFORM"
+    cli.add_run_arguments(parser, output_help=f"folder of the run (default: {default})", workers=True)
     parser.add_argument("--seeds", type=cli.positive_int, default=1, help="repetitions of each training")
     args = parser.parse_args(argv)
     cli.finish(parser, args)

@@ -9,7 +9,7 @@ import torch
 from hypothesis import settings
 
 from tests.helpers import orthonormal
-from utils import distributed, plotting
+from utils import plotting, workers
 
 torch.set_num_threads(1)
 settings.register_profile("project", deadline=None)  # the machine may be busy
@@ -50,8 +50,8 @@ def nads_file(tmp_path_factory):
 
 @pytest.fixture
 def one_process(monkeypatch):
-    """Stay in this process: starting a rank on each core costs seconds."""
-    monkeypatch.setattr(distributed, "num_cores", lambda: 1)
+    """Stay in this process: starting copies of a command costs seconds."""
+    monkeypatch.setattr(workers, "num_cores", lambda: 1)
 
 
 @pytest.fixture

@@ -163,7 +163,7 @@ def test_published_numbers_that_cannot_be_read_are_refused_before_any_training(t
 def test_a_training_that_is_interrupted_continues_from_its_last_epoch(tmp_path, monkeypatch, no_figures):
     options = ["--frequency", 2, 0, "--epochs", 5]
     start(tmp_path / "whole", *options)
-    monkeypatch.setattr(runs, "CHECKPOINT_SECONDS", 0)
+    monkeypatch.setattr(files, "CHECKPOINT_SECONDS", 0)
     count_epochs(monkeypatch, stop=3)
     with pytest.raises(SystemExit, match="130"):
         start(tmp_path / "run", *options)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tests.helpers import Trap, orthonormal
 from utils import directions
 from utils.directions import canonical_frequency, fourier_direction, fourier_map, frequency_grid, is_self_conjugate
+from utils.nads import load_nads
 
 SIZES = st.integers(1, 12)
 PHASES = ["cosine", "sine"]
@@ -112,7 +113,7 @@ def save(folder, content):
 def test_nads_come_back_as_rows_and_a_missing_last_one_is_completed(tmp_path_factory, dimension, missing, double, seed):
     rows = orthonormal(dimension, seed).astype(np.float64 if double else np.float32)
     found = rows[:-1] if missing and dimension > 1 else rows
-    nads = directions.load_nads(save(tmp_path_factory.mktemp("nads"), found), dimension)
+    nads = load_nads(save(tmp_path_factory.mktemp("nads"), found), dimension)
     assert nads.shape == (dimension, dimension) and nads.dtype == torch.float32
     np.testing.assert_allclose(nads[:-1], rows[:-1], atol=1e-6)
     assert abs(nads[-1] @ torch.from_numpy(rows[-1]).float()) == pytest.approx(1, abs=1e-4)
@@ -122,7 +123,7 @@ def test_nads_come_back_as_rows_and_a_missing_last_one_is_completed(tmp_path_fac
 @pytest.mark.parametrize("shape", [(4, 5), (2, 4), (5, 5), (5, 4), (16,), (1, 4, 4), (0, 4), ()])
 def test_nads_of_another_shape_are_refused(tmp_path, shape):
     with pytest.raises(ValueError, match=r"U.npy has shape .*: expected \(4, 4\), or one row less"):
-        directions.load_nads(save(tmp_path, np.zeros(shape)), 4)
+        load_nads(save(tmp_path, np.zeros(shape)), 4)
 
 
 @pytest.mark.parametrize(
@@ -137,7 +138,7 @@ def test_nads_of_another_shape_are_refused(tmp_path, shape):
 )
 def test_rows_that_are_not_orthonormal_numbers_are_refused(tmp_path, spoil):
     with pytest.raises(ValueError, match=r"U.npy are not orthonormal: U Uᵀ differs from I by"):
-        directions.load_nads(save(tmp_path, spoil(orthonormal(4))), 4)
+        load_nads(save(tmp_path, spoil(orthonormal(4))), 4)
 
 
 np.savez(ARCHIVE := io.BytesIO(), U=orthonormal(4))
@@ -156,7 +157,7 @@ CONTENTS = {
 @pytest.mark.parametrize("content", CONTENTS.values(), ids=CONTENTS)
 def test_files_that_are_no_arrays_of_numbers_are_refused_and_pickles_unread(tmp_path, content):
     with pytest.raises(ValueError, match=r"U.npy is not a readable \.npy array of numbers"):
-        directions.load_nads(save(tmp_path, content), 2)
+        load_nads(save(tmp_path, content), 2)
 
 
 @given(data=st.data())
@@ -165,4 +166,4 @@ def test_a_nad_file_cut_anywhere_is_refused(tmp_path_factory, data):
     content = path.read_bytes()
     path.write_bytes(content[: data.draw(st.integers(0, len(content) - 1))])
     with pytest.raises(ValueError, match=r"not a readable \.npy array"):
-        directions.load_nads(path, 4)
+        load_nads(path, 4)

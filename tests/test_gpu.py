@@ -35,7 +35,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("one_process", "no_figure
 def folder(tmp_path, monkeypatch):
     """Work in a folder that has images, and keep a checkpoint of every epoch."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(runs, "CHECKPOINT_SECONDS", 0)
+    monkeypatch.setattr(files, "CHECKPOINT_SECONDS", 0)
     write_folder(tmp_path / "images")
 
 

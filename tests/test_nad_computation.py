@@ -215,7 +215,7 @@ def test_more_networks_added_later_and_a_run_cut_short_give_the_same_as_all_at_o
     cut.mkdir()
     network_rows, left = nad_computation.network_rows, [*range(7)]
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(runs, "CHECKPOINT_SECONDS", 0)
+        patch.setattr(files, "CHECKPOINT_SECONDS", 0)
         patch.setattr(nad_computation, "network_rows", interrupted)
         covariance(10, cut)
     assert read_sums(cut, 64).numbers == set(range(6))

@@ -31,7 +31,7 @@ def nads(nads_file):
 def surroundings(tmp_path, monkeypatch, one_process):
     """Work in an empty folder and in this process, and keep a checkpoint of every epoch."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(runs, "CHECKPOINT_SECONDS", 0)
+    monkeypatch.setattr(files, "CHECKPOINT_SECONDS", 0)
 
 
 @pytest.fixture

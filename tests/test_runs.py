@@ -1,4 +1,4 @@
-"""A run's folder: files that appear whole or not at all, rows that survive a kill, settings that must agree."""
+"""A run's folder: files that appear whole or not at all, items that survive a kill, settings that must agree."""
 
 import errno
 import json
@@ -17,6 +17,7 @@ from tests.helpers import Trap
 from utils import files, runs, tables
 
 CPU = torch.device("cpu")
+KEYS = ["index", "repetition"]
 WRITERS = {
     "array": lambda path: files.save_array(path, np.arange(1000)),
     "json": lambda path: files.save_json(path, {"a": 1}),
@@ -43,163 +44,167 @@ def test_a_full_disk_leaves_what_was_there_and_nothing_else(tmp_path, monkeypatc
     assert before is None or path.read_bytes() == before
 
 
+def test_only_old_temporary_files_are_removed(tmp_path):
+    for name, age in (("old", 4000), ("new", 10)):
+        path = tmp_path / f".{name}.csv.0.tmp"
+        path.touch()
+        os.utime(path, times=(path.stat().st_mtime - age,) * 2)
+    files.remove_stale(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [".new.csv.0.tmp"]
+
+
 # --- The folder
 
 
-def enter(folder, settings=None):
-    """Open and close a run."""
-    with runs.open_run(folder, settings or {}, CPU):
-        return json.loads((folder / "config.json").read_text())
+def with_results(folder):
+    """The folder, in which one item is finished."""
+    (folder / "items").mkdir(exist_ok=True)
+    (folder / "items" / "0_0.json").write_text('{"index": "0", "repetition": "0"}')
+    return folder
 
 
-def test_a_new_run_keeps_its_settings_the_commit_the_versions_and_the_devices_name(tmp_path, monkeypatch):
-    config = enter(tmp_path / "a" / "b", {"sigma": 3.0, "arch": "lenet"})
-    assert config["settings"] == {"sigma": 3.0, "arch": "lenet"}
-    found = config["environment"]
-    head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=runs.__file__[:-8])
-    assert (found["commit"] or "").removesuffix("-dirty") == head.stdout.strip()
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert runs.environment(CPU)["commit"] is None  # a machine without git
-    assert found["torch"] == torch.__version__ and found["device"] == runs.device_name(CPU) and found["device"]
-    assert found.keys() >= {"python", "numpy", "torchvision", "threads", "ranks", "command"}
+def test_a_new_run_keeps_its_settings_and_its_command(tmp_path):
+    runs.open_run(tmp_path / "a" / "b", {"sigma": 3.0, "arch": "lenet"}, {})
+    config = json.loads((tmp_path / "a" / "b" / "config.json").read_text())
+    assert config["settings"] == {"sigma": 3.0, "arch": "lenet"} and config["command"]
 
 
 def test_every_argument_counts_among_the_settings_unless_it_is_named():
     args = {"sigma": 3.0, "arch": "LeNet", "device": torch.device("cuda", 1), "output": "here", "published": None}
-    args |= {"seeds": 4, "a_new_one": 7}
-    expected = {"sigma": 3.0, "arch": "lenet", "device": "cuda", "a_new_one": 7, "nads": "1f"}
+    args |= {"seeds": 4, "workers": 3, "a_new_one": (7, 8)}
+    expected = {"sigma": 3.0, "arch": "lenet", "device": "cuda", "a_new_one": [7, 8], "nads": "1f"}
     assert runs.settings(Namespace(**args), "seeds", arch="lenet", nads="1f") == expected
 
 
-def test_the_same_settings_open_the_run_again(tmp_path):
-    for _ in range(2):  # a tuple comes back from JSON as a list, and a path as text
-        enter(tmp_path, {"sigma": 0.1, "sizes": (1, 2), "name": None, "data": tmp_path})
+def test_the_same_settings_and_a_new_one_with_its_default_open_the_run_again(tmp_path):
+    runs.open_run(tmp_path, {"sigma": 0.1, "name": None}, {})
+    with_results(tmp_path)
+    before = (tmp_path / "config.json").read_bytes()
+    runs.open_run(tmp_path, {"sigma": 0.1, "name": None, "measure": "accuracy"}, {"measure": "accuracy"})
+    assert (tmp_path / "config.json").read_bytes() == before
+    with pytest.raises(ValueError, match=r"\(measure was 'accuracy', now 'steps'\)"):
+        runs.open_run(tmp_path, {"sigma": 0.1, "name": None, "measure": "steps"}, {"measure": "accuracy"})
 
 
-def test_other_settings_are_refused_naming_each_that_differs(tmp_path):
-    enter(tmp_path, {"sigma": 3.0, "arch": "lenet", "old": 1})
-    content = (tmp_path / "config.json").read_bytes()
+@pytest.mark.parametrize("finished", ["items/0_0.json", "items/0_0.pt", "accuracies.csv", "part-0.pt"])
+def test_other_settings_are_refused_naming_each_that_differs_once_there_is_something_to_protect(tmp_path, finished):
+    runs.open_run(tmp_path, {"sigma": 2.0}, {})
+    settings = {"sigma": 3.0, "arch": "lenet", "old": 1}
+    runs.open_run(tmp_path, settings, {})  # nothing was finished
+    (tmp_path / "items").mkdir()
+    (tmp_path / finished).touch()
     with pytest.raises(ValueError, match="other settings") as error:
-        enter(tmp_path, {"sigma": 1.0, "arch": "lenet", "new": 2})
+        runs.open_run(tmp_path, {"sigma": 1.0, "arch": "lenet", "new": 2}, {})
     message = str(error.value)
     assert "(new was None, now 2; old was 1, now None; sigma was 3.0, now 1.0)" in message
     assert message.startswith(str(tmp_path)) and "\n" not in message
-    assert (tmp_path / "config.json").read_bytes() == content
+    assert json.loads((tmp_path / "config.json").read_text())["settings"] == settings
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", "null"])
 def test_a_broken_configuration_is_refused_in_one_line(tmp_path, content):
     (tmp_path / "config.json").write_text(content)
-    message = r"^\S*config.json cannot be read: choose another folder$"
-    with pytest.raises(ValueError, match=message):
-        enter(tmp_path)
+    with pytest.raises(ValueError, match=r"^\S*config.json cannot be read: delete it, or choose another folder$"):
+        runs.open_run(tmp_path, {}, {})
 
 
-def test_a_run_is_open_once_at_a_time(tmp_path):
-    with runs.open_run(tmp_path, {}, CPU), pytest.raises(ValueError, match="is in use by another process"):
-        enter(tmp_path)
-    enter(tmp_path)
-
-
-# --- Published numbers
-
-
-def test_the_authors_own_files_are_read_as_they_are(tmp_path):
-    (path := tmp_path / "dft_accuracies.csv").write_text("x,y,acc_lr,acc_ln,acc_vgg\n0,15,100,50.5,\n8,8,100,80,60\n")
-    keys = ("frequency_y", "frequency_x")
-    assert tables.read_published(path, keys, "lenet") == [((14, -16), 50.5), ((0, 0), 80.0)]
-    assert tables.read_published(path, keys, "vgg11") == [((0, 0), 60.0)]
-    with pytest.raises(ValueError, match="numbers in columns frequency_y, frequency_x, resnet18"):
-        tables.read_published(path, keys, "resnet18")
-    (path := tmp_path / "nads.csv").write_text("index,acc_ln,eig_ln,acc_dn\n3,97.5,0.1,\n7,,0.05,60\n")
-    assert tables.read_published(path, ("nad_index",), "lenet") == [((3,), 97.5)]
-    assert tables.read_published(path, ("nad_index",), "densenet121") == [((7,), 60.0)]
-
-
-def test_a_row_of_other_columns_is_not_added_to_a_table(tmp_path):
-    runs.append_row(tmp_path / "table.csv", {"a": 1, "b": 2})
-    before = (tmp_path / "table.csv").read_bytes()
-    with pytest.raises(ValueError, match=r"table.csv has other columns than a, c: name another file"):
-        runs.append_row(tmp_path / "table.csv", {"a": 3, "c": 4})
-    assert (tmp_path / "table.csv").read_bytes() == before
+def test_the_commit_is_of_this_repository_and_of_no_other(tmp_path, monkeypatch):
+    head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=runs.ROOT)
+    expected = head.stdout[:12] if head.returncode == 0 else ""
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / ".git"))  # as in a hook of another repository
+    assert runs.commit().removesuffix("-dirty") == expected
+    (tmp_path / "sources").mkdir()
+    monkeypatch.setattr(runs, "ROOT", tmp_path / "sources")  # a copy without git within another repository
+    assert runs.commit() == ""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert runs.commit() == ""  # a machine without git
 
 
 # --- Items
 
 
 def do(folder, items, work):
-    with runs.open_run(folder, {}, CPU):
-        return runs.do_items(folder, ["index", "repetition"], items, work, what="squares", device=CPU)
+    runs.open_run(folder, {}, {})
+    return runs.do_items(folder, KEYS, items, work, what="squares", device=CPU)
 
 
-def test_items_that_lack_a_row_are_done_and_come_back_in_the_order_of_their_keys(tmp_path, capsys):
-    done = []
+def square(item, _=None):
+    return {"square": item[0] ** 2}
 
-    def square(item, checkpoint):
+
+def test_items_that_lack_a_row_are_done_and_come_back_in_the_order_of_their_keys(tmp_path):
+    begun = []
+
+    def interrupted(item, checkpoint):
         assert not checkpoint.exists()
         checkpoint.touch()
-        done.append(item)
+        begun.append(item)
         if item == (9, 1):
             raise KeyboardInterrupt
-        return {"square": item[0] ** 2}
+        return square(item)
 
     items = [(10, 0), (-2, 0), (9, 1)]
     with pytest.raises(KeyboardInterrupt):
-        do(tmp_path, items, square)
-    assert [path.name for path in tmp_path.glob("checkpoint*")] == ["checkpoint-9_1.pt"]
-    (tmp_path / "checkpoint-9_1.pt").rename(tmp_path / "checkpoint-10_0.pt")  # of a kill just after the row
-    capsys.readouterr()
-    found = do(tmp_path, items[::-1], lambda item, _: {"square": item[0] ** 2})
-    assert done == items and not list(tmp_path.glob("checkpoint*"))
-    assert [(row["index"], row["repetition"], row["square"]) for row in found] == [
-        ("-2", "0", "4"),
-        ("9", "1", "81"),
-        ("10", "0", "100"),
-    ]
-    assert tables.read_rows(tmp_path / runs.ROWS) == found and all(float(row["seconds"]) >= 0 for row in found)
-    said = capsys.readouterr().out
-    assert said.startswith(f"squares: 3, 2 of them done; cpu ({runs.device_name(CPU)}), ranks: 1, threads of each: ")
-    assert said.endswith(f"; results in {tmp_path}\n")
+        do(tmp_path, items, interrupted)
+    assert {path.name for path in (tmp_path / "items").iterdir()} == {"10_0.json", "-2_0.json", "9_1.pt"}
+    (tmp_path / "items" / "9_1.pt").rename(tmp_path / "items" / "10_0.pt")  # of a kill just after the row
+    rows = do(tmp_path, items[::-1], square)
+    assert begun == items and not list((tmp_path / "items").glob("*.pt"))
+    expected = [("-2", "0", "4"), ("9", "1", "81"), ("10", "0", "100")]
+    assert [(row["index"], row["repetition"], row["square"]) for row in rows] == expected
+    assert tables.read_rows(tmp_path / runs.ROWS) == rows and all(float(row["seconds"]) >= 0 for row in rows)
+    assert list(rows[0])[-3:] == ["device", "torch", "commit"] and rows[0]["torch"] == torch.__version__
 
 
-def test_mean_and_spread_leave_out_what_diverged():
-    values = [("0", "60"), ("1", "nan"), ("2", "70")]
-    found = [{"nad_index": "4", "repetition": r, "test_accuracy": v} for r, v in values]
-    mean, spread, number = tables.mean_and_spread(found, ["nad_index"])[(4,)]
-    assert (mean, number) == (65, 2) and spread == pytest.approx(50**0.5)
+def test_a_process_that_finds_items_missing_writes_no_table(tmp_path, monkeypatch):
+    items = [(number, 0) for number in range(5)]
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert do(tmp_path, items, square) is None and not (tmp_path / runs.ROWS).exists()
+    assert len(list((tmp_path / "items").glob("*.json"))) == 2
+    monkeypatch.setenv("RANK", "0")
+    assert len(do(tmp_path, items, square)) == 5 and (tmp_path / runs.ROWS).exists()
 
 
-# --- Rows
-
-ROWS = [{"index": str(i), "name": text} for i, text in enumerate(["plain", "", "a,b", 'quo"te', "σ"])]
-
-
-def append_all(path, rows):
-    for row in rows:
-        runs.append_row(path, row)
+def test_a_table_without_items_continues_and_its_columns_and_rows_are_kept(tmp_path):
+    (tmp_path / runs.ROWS).write_text("index,repetition,square,seconds\r1,0,1,2.5\r2,0,4,2.5", newline="")
+    rows = do(tmp_path, [(1, 0), (3, 0)], square)
+    assert [row["square"] for row in rows] == ["1", "4", "9"] and rows[0]["seconds"] == "2.5"
+    assert [row["torch"] for row in tables.read_rows(tmp_path / runs.ROWS)] == ["", "", torch.__version__]
 
 
-@given(st.data())
-def test_wherever_a_kill_cuts_the_file_whole_rows_count_and_the_next_row_repairs_it(tmp_path_factory, data):
-    path = tmp_path_factory.mktemp("rows") / "rows.csv"
-    append_all(path, ROWS)
-    content = path.read_bytes()
-    cut = data.draw(st.integers(0, len(content)))
-    path.write_bytes(content[:cut])
-    whole = ROWS[: max(0, content[:cut].count(b"\n") - 1)]
-    assert tables.read_rows(path) == whole
-    runs.append_row(path, ROWS[len(whole) % len(ROWS)])
-    assert tables.read_rows(path) == [*whole, ROWS[len(whole) % len(ROWS)]]
-    append_all(path, ROWS[len(whole) + 1 :])
-    assert path.read_bytes() == content or len(whole) == len(ROWS)
+def test_rows_of_another_torch_are_pointed_out(tmp_path, capsys):
+    do(tmp_path, [(1, 0)], square)
+    path = tmp_path / "items" / "1_0.json"
+    path.write_text(path.read_text().replace(torch.__version__, "1.0"))
+    do(tmp_path, [(1, 0), (2, 0)], square)
+    assert f"{tmp_path} has rows of torch 1.0; this is {torch.__version__}" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("line", ["x,0", "1", "1,0,2", ",", "\xff,0", "1,0\r1", "1," + "1" * 200_000])
-def test_a_damaged_row_is_named_and_nothing_is_lost(tmp_path, line):
+def test_the_bar_counts_what_any_process_finished(tmp_path, capsys):
+    do(tmp_path, [(0, 0)], square)
+    with runs.progress(tmp_path, KEYS, [(0, 0), (1, 0), (2, 0)], "squares") as refresh:
+        (tmp_path / "items" / "2_0.json").touch()
+        refresh()
+    assert "| 2/3 [" in capsys.readouterr().err.split("\r")[-1]
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"index": "0"}'])
+def test_a_damaged_item_is_refused_by_name_and_left_alone(tmp_path, content):
+    path = with_results(tmp_path) / "items" / "0_0.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=r"items/0_0.json cannot be read: delete it"):
+        do(tmp_path, [(3, 0)], None)
+    assert path.read_text() == content
+
+
+@pytest.mark.parametrize("line", ["x,0", "1", "1,0,2", "\xff,0"])
+def test_a_damaged_table_is_refused_by_its_line_and_left_alone(tmp_path, line):
     path = tmp_path / runs.ROWS
     path.write_text(f"index,repetition\n\n0,0\n{line}\n2,0\n", encoding="latin-1", newline="")
     before = path.read_bytes()
-    with pytest.raises(ValueError, match=r"line 4 of .*accuracies.csv is damaged: delete the line"):
+    with pytest.raises(ValueError, match=r"accuracies.csv"):
         do(tmp_path, [(3, 0)], None)
     assert path.read_bytes() == before
 

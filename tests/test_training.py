@@ -15,9 +15,10 @@ from directional_bias import train_on_direction
 from models import LeNet, LogReg, build_model
 from tests import tiny_networks
 from tests.helpers import count_epochs
-from utils import files, runs, training
+from utils import files, training
 from utils.directions import fourier_direction, random_direction
-from utils.training import SWITCHES, as_graphs, evaluate, learning_rate, precision_mode, train
+from utils.precision import as_graphs, autocast, set_fp32
+from utils.training import LOSS_WINDOW, evaluate, first_step_below, learning_rate, train
 
 RECIPE = {"epochs": 3, "batch_size": 4, "max_lr": 0.5, "momentum": 0.0, "weight_decay": 0.0, "clip_norm": 0.5}
 
@@ -85,7 +86,7 @@ def test_a_long_training_shows_its_epochs_and_a_short_one_does_not(monkeypatch, 
     model, images, labels = noise_images(20)
     train(model, images, labels, generator=generator(), **RECIPE)
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr(training, "PATIENCE", 0)
+    monkeypatch.setattr(training, "PROGRESS_AFTER_SECONDS", 0)
     train(model, images, labels, generator=generator(), **RECIPE)
     assert "epochs: " in capsys.readouterr().err
 
@@ -128,7 +129,7 @@ def train_until(epoch, path, monkeypatch, *, hidden=8):
 def test_an_interrupted_training_continues_from_its_last_epoch_and_ends_the_same(tmp_path, monkeypatch, epoch):
     history, state, _ = train_until(None, tmp_path / "state.pt", monkeypatch)
     assert not (tmp_path / "state.pt").exists()  # it took less than CHECKPOINT_SECONDS
-    monkeypatch.setattr(runs, "CHECKPOINT_SECONDS", 0)
+    monkeypatch.setattr(files, "CHECKPOINT_SECONDS", 0)
     with pytest.raises(KeyboardInterrupt):
         train_until(epoch, tmp_path / "state.pt", monkeypatch)
     assert (tmp_path / "state.pt").exists() == (epoch > 0)
@@ -137,7 +138,7 @@ def test_an_interrupted_training_continues_from_its_last_epoch_and_ends_the_same
 
 
 def test_a_checkpoint_that_does_not_fit_is_refused_by_name(tmp_path, monkeypatch):
-    monkeypatch.setattr(runs, "CHECKPOINT_SECONDS", 0)
+    monkeypatch.setattr(files, "CHECKPOINT_SECONDS", 0)
     path = tmp_path / "state.pt"
     train_until(None, path, monkeypatch)
     words = rf"^the checkpoint {path} does not fit \(.+\): delete it to start again$"
@@ -173,45 +174,24 @@ def test_accuracy_is_the_counted_one_whatever_the_batch_size(samples):
         assert answer == pytest.approx(100 * right / len(samples))
 
 
-FLAGS = {  # the switches and the older flags behind them, which must be readable together
-    "highest": [*4 * ["ieee"], False, False, "highest"],
-    "high": [*4 * ["tf32"], True, True, "high"],
-    "medium": ["tf32", "bf16", "tf32", "tf32", True, True, "medium"],
-}
-
-
-def flags():
-    old = [torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32]
-    return [*(switch.fp32_precision for switch in SWITCHES), *old, torch.get_float32_matmul_precision()]
-
-
-@pytest.fixture(params=["torch's own", *FLAGS])
-def before(request):
-    """What the flags are, or are set to, before the test; and their own values again after it."""
-    own = [switch.fp32_precision for switch in SWITCHES]
-    if request.param in FLAGS:
-        training._set_switches(*FLAGS[request.param][:4])
-    yield FLAGS.get(request.param) or flags()
-    training._set_switches(*own)
-
-
-@pytest.mark.parametrize(("precision", "inside"), [("fp32", "highest"), ("bf16", "highest"), ("tf32", "high")])
-def test_all_flags_can_be_read_within_the_block_and_are_as_before_after_it(precision, inside, before):
-    device = "cuda" if precision == "tf32" else "cpu"
-    with precision_mode(precision, device):
-        assert flags() == FLAGS[inside]
+@pytest.mark.parametrize(("precision", "value"), [("tf32", "tf32"), ("fp32", "ieee"), ("bf16", "ieee")])
+def test_fp32_is_rounded_to_tf32_only_where_that_is_asked_for_and_all_flags_can_be_read(precision, value):
+    set_fp32(precision, "cuda")
+    switches = (torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn)
+    assert {switch.fp32_precision for switch in switches} == {value}
+    older = [torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32]
+    assert older == [value == "tf32"] * 2
+    assert torch.get_float32_matmul_precision() == ("high" if value == "tf32" else "highest")
+    with autocast(precision, torch.device("cpu")):
         assert torch.is_autocast_enabled("cpu") == (precision == "bf16")
-    with pytest.raises(RuntimeError, match="inside"), precision_mode(precision, device):
-        raise RuntimeError("inside")
-    assert flags() == before
-    assert not torch.is_autocast_enabled("cpu")
+    set_fp32("fp32", "cuda")
 
 
 def test_a_precision_that_the_device_lacks_or_nobody_knows_is_refused():
-    with pytest.raises(ValueError, match="tf32 needs a CUDA device, not cpu"), precision_mode("tf32", "cpu"):
-        pass
-    with pytest.raises(ValueError, match=r"'fp16' is unknown: .* fp32, tf32, bf16"), precision_mode("fp16", "cpu"):
-        pass
+    with pytest.raises(ValueError, match="tf32 needs a CUDA device, not cpu"):
+        set_fp32("tf32", "cpu")
+    with pytest.raises(ValueError, match=r"'fp16' is unknown: .* fp32, tf32, bf16"):
+        set_fp32("fp16", "cpu")
 
 
 def test_every_step_in_bf16_rounds_the_weights_of_that_step():
@@ -248,8 +228,8 @@ def test_tf32_rounds_and_fp32_does_not():
     a = torch.randn(512, 512, device="cuda", generator=torch.Generator("cuda").manual_seed(0))
     exact, errors = a.double() @ a.double(), {}
     for precision in ("fp32", "tf32"):
-        with precision_mode(precision, "cuda"):
-            errors[precision] = (a @ a - exact).abs().max().item()
+        set_fp32(precision, "cuda")
+        errors[precision] = (a @ a - exact).abs().max().item()
     assert errors["fp32"] < 1e-3 < errors["tf32"]
 
 
@@ -279,9 +259,35 @@ def test_recording_graphs_leaves_statistics_and_images_as_they_were(recorded):
     assert images.all()
 
 
-def test_no_graph_is_recorded_of_a_network_with_parts_of_a_users_own(recorded):
+def test_graphs_are_of_networks_from_here_and_of_torchs_layers_alone(recorded):
     lenet = LeNet()
     lenet.add_module("own", tiny_networks.plain())
-    for model in (tiny_networks.plain(), lenet, nn.Sequential(nn.Flatten(), nn.Linear(64, 2))):
+    for model in (tiny_networks.plain(), lenet):
         assert as_graphs(model, torch.ones(2, 1, 8, 8), "fp32") is model
     assert not recorded
+    layers = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
+    assert as_graphs(layers, torch.ones(2, 1, 8, 8), "fp32") is not layers and len(recorded) == 1
+
+
+# --- How fast a direction is learnt
+
+
+@given(st.lists(st.floats(0, 2), min_size=1, max_size=60), st.floats(0.1, 1.9))
+def test_the_first_step_at_which_the_mean_of_the_last_losses_is_small(losses, limit):
+    steps = range(LOSS_WINDOW, len(losses) + 1)
+    means = {step: sum(losses[step - LOSS_WINDOW : step]) / LOSS_WINDOW for step in steps}
+    if any(abs(mean - limit) < 1e-6 for mean in means.values()):
+        return
+    expected = min((step for step, mean in means.items() if mean < limit), default=math.nan)
+    assert first_step_below(torch.tensor(losses), limit) == pytest.approx(expected, nan_ok=True)
+
+
+def test_training_until_the_loss_is_small_keeps_its_rate_and_ends_with_that_epoch(tmp_path, monkeypatch):
+    _, images, labels = noise_images(20, size=8)
+    rates, step = [], torch.optim.SGD.step
+    monkeypatch.setattr(torch.optim.SGD, "step", lambda own: rates.append(own.param_groups[0]["lr"]) or step(own))
+    options = RECIPE | {"epochs": 100, "until_loss": 0.2}
+    history = train(LogReg(64, 2), images, labels, generator=generator(), **options)
+    assert set(rates) == {0.5} and len(rates) == 5 * len(history) < 500
+    assert 5 * (len(history) - 1) < history[-1]["steps"] <= 5 * len(history)
+    assert all(math.isnan(epoch["steps"]) for epoch in history[:-1])

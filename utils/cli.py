@@ -131,19 +131,15 @@ def add_recipe_arguments(parser: argparse.ArgumentParser, recipe: Mapping[str, f
     group.add_argument("--precision", choices=precision.PRECISIONS, help=text)
 
 
-def add_run_arguments(parser: argparse.ArgumentParser, *, output_help: str) -> argparse._ArgumentGroup:
-    """--seed, --device, --output."""
+def add_run_arguments(parser: argparse.ArgumentParser, *, output_help: str, workers: bool = False) -> None:
+    """--seed, --device, --output, and --workers for a run that several processes can share."""
     group = parser.add_argument_group("run")
     group.add_argument("--seed", type=natural, default=0, help="random seed")
     group.add_argument("--device", type=device, help="cpu, cuda or cuda:N (default: a GPU if there is one)")
     group.add_argument("--output", type=path, help=output_help)
-    return group
-
-
-def add_workers_argument(group: argparse._ArgumentGroup) -> None:
-    """--workers."""
-    text = "processes that share the work (default: one per core for a small network on a CPU, else 1)"
-    group.add_argument("--workers", type=positive_int, help=text)
+    if workers:
+        text = "processes that share the work (default: one per core for a small network on a CPU, else 1)"
+        group.add_argument("--workers", type=positive_int, help=text)
 
 
 def finish(parser: ArgumentParser, args: argparse.Namespace) -> None:

@@ -61,7 +61,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
 
 def load_checkpoint(path: Path, key: str | None = None) -> Any:
-    """Read what `save_checkpoint` wrote, to the CPU, or one entry of it without reading the rest; a Refusal if damaged."""
+    """Read what `save_checkpoint` wrote, to the CPU, or only one entry of it; a Refusal if it is damaged."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=key is not None)
         return state if key is None else state[key]

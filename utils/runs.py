@@ -175,7 +175,7 @@ def progress(folder: Path, keys: Sequence[str], items: Sequence[Item], what: str
     with tqdm(total=len(items), initial=count(), desc=what, disable=hidden) as bar:
 
         def refresh() -> None:
-            if not hidden:
+            if not hidden and count() > bar.n:
                 bar.update(count() - bar.n)
 
         yield refresh
