@@ -45,7 +45,7 @@ def users_imports() -> Iterator[None]:
         sys.path[:] = path + [entry for entry in dict.fromkeys(sys.path) if entry not in path]
 
 
-@lru_cache  # asked twice for each draw
+@lru_cache  # as each draw asks
 def _shadowed(folder: Path) -> set[str]:
     """The names of our modules that mean something else to Python in this folder."""
     if folder.resolve() == ROOT:
