@@ -62,7 +62,7 @@ def predict_map(arch: str, device: torch.device) -> dict:
             num_networks = 100 if estimator == "sampled" else 8 if num_parameters < CHEAP_MODEL else 2
             along, random = variance_along(directions.to(device), arch=arch, num_networks=num_networks)
             shares, *halves = (share(along[part], random[part]) for part in PARTS)
-        except ValueError as error:
+        except (ValueError, RuntimeError) as error:
             why_not = str(error)
             continue
         return {

@@ -61,7 +61,10 @@ def identity(arch: str | Factory, model: nn.Module) -> str:
 
     `model` is a network of this architecture, of the run's sizes.
     """
-    return canonical_name(arch) + (f" ({digest(_factory(arch), model)})" if is_users(arch) else "")
+    if not is_users(arch):
+        return canonical_name(arch)
+    with users_imports():
+        return f"{canonical_name(arch)} ({digest(_factory(arch), model)})"
 
 
 def is_users(arch: str | Factory) -> bool:
@@ -88,10 +91,9 @@ def build_model(
     for name, value in sizes.items():
         if not isinstance(value, int) or value < 1:
             raise Refusal(f"{name}={value!r} must be a positive integer")
-    factory = _factory(arch)
-    arguments = _accepted(factory, canonical_name(arch), sizes | {"pooling": pooling})
     with users_imports() if is_users(arch) else nullcontext():
-        model = factory(**arguments)
+        factory = _factory(arch)
+        model = factory(**_accepted(factory, canonical_name(arch), sizes | {"pooling": pooling}))
     if not isinstance(model, nn.Module):
         raise Refusal(f"{canonical_name(arch)} returned a {type(model).__name__}; expected a torch.nn.Module")
     return model.train()

@@ -9,6 +9,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
 
@@ -44,6 +45,7 @@ def users_imports() -> Iterator[None]:
         sys.path[:] = path + [entry for entry in dict.fromkeys(sys.path) if entry not in path]
 
 
+@lru_cache  # as each draw asks
 def _shadowed(folder: Path) -> set[str]:
     """The names of our modules that mean something else to Python in this folder."""
     if folder.resolve() == ROOT:
@@ -58,32 +60,34 @@ def _take(names: set[str]) -> dict[str, ModuleType]:
 
 
 def import_factory(arch: str) -> Callable[..., nn.Module]:
-    """Import the factory that `package.module:factory` names. What the module itself raises passes through."""
+    """Import the factory that `package.module:factory` names, within `users_imports`.
+
+    What the module itself raises passes through.
+    """
     name, _, attribute = arch.partition(":")
     if not all(name.split(".")):
         raise Refusal(f"{arch!r} names no module: expected package.module:factory")
-    with users_imports():
-        try:
-            module = importlib.import_module(name)
-        except ModuleNotFoundError as error:
-            if not f"{name}.".startswith(f"{error.name}."):
-                raise  # of an import in the module
-            raise Refusal(f"cannot import {name!r} of {arch!r}: {error}") from None
-        factory = getattr(module, attribute, None)
-        if not callable(factory):
-            similar = near(attribute, set(dir(module)) - {attribute})
-            raise Refusal(f"module {name!r} has no function or class {attribute!r}{similar}")
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if not f"{name}.".startswith(f"{error.name}."):
+            raise  # of an import in the module
+        raise Refusal(f"cannot import {name!r} of {arch!r}: {error}") from None
+    factory = getattr(module, attribute, None)
+    if not callable(factory):
+        similar = near(attribute, set(dir(module)) - {attribute})
+        raise Refusal(f"module {name!r} has no function or class {attribute!r}{similar}")
     return factory
 
 
 def digest(factory: Callable[..., nn.Module], model: nn.Module) -> str:
     """A digest of a network's structure, and of the source of its factory and of the classes of all its modules.
 
-    What else these call is not in it. A source that cannot be read, as of a class typed in at a prompt, is left out.
+    Within `users_imports`, as `inspect` finds the file of a class by the name of its module. What else these call is
+    not in it. A source that cannot be read, as of a class typed in at a prompt, is left out.
     """
     classes = {kind for part in model.modules() for kind in type(part).__mro__}
-    with users_imports():  # inspect finds the file of a class by the name of its module
-        sources = sorted({_source(kind) for kind in [factory, *classes]})
+    sources = sorted({_source(kind) for kind in [factory, *classes]})
     shapes = [f"{name} {tuple(parameter.shape)}" for name, parameter in model.named_parameters()]
     structure = re.sub(r" at 0x\w+", "", repr(model))
     return hashlib.blake2b("\n".join([structure, *shapes, *sources]).encode(), digest_size=4).hexdigest()

@@ -52,7 +52,7 @@ def test_atlas_names_the_nearest_by_the_rms_factor(few, capsys):
     found = re.findall(r"(\w+): its shares differ by a factor of ([\d.]+)", capsys.readouterr().out)
     assert found == [("like", "2.00"), ("unlike", "8.00")]
     unmapped = "--arch", "tests.tiny_networks:nan_head", "--output", few
-    assert "does not take 1x96x96 images" in refusal(capsys, atlas.main, *unmapped)
+    assert "shapes cannot be multiplied (1x9216" in refusal(capsys, atlas.main, *unmapped)
     files.save_array(few / "maps.npy", np.ones((2, 16, 16)))
     assert "(2, 16, 16) for 3 rows" in refusal(capsys, atlas.main, *unmapped)
 

@@ -190,8 +190,8 @@ def test_an_edited_network_is_another_setting(tmp_path, monkeypatch, script):
     monkeypatch.setattr("sys.path", [*sys.path, str(tmp_path)])
     monkeypatch.delitem(sys.modules, "edited_net", raising=False)
     found = []
-    for source in ("net = print", "net = print  # edited"):
-        (tmp_path / "edited_net.py").write_text(source)
+    for edit in ("", "  # edited"):
+        (tmp_path / "edited_net.py").write_text(f"from torch import nn\ndef net():\n    return nn.Linear(1, 2){edit}\n")
         options = ["--transform", "none"] if script is poison_cifar else []
         found.append(script.settings(script.parse_arguments(["--arch", "edited_net:net", *options])))
     assert found[0]["arch"] != found[1]["arch"]
