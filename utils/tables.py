@@ -111,16 +111,11 @@ def _damaged(path: Path, line: int, reason: str) -> Refusal:
 
 
 def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Write a CSV file, whole or not at all. The first row's keys are the header."""
-    with replacing(path) as temporary:
-        temporary.write_text(csv_text(rows, header=True), encoding="utf-8")
-
-
-def csv_text(rows: Sequence[dict[str, Any]], *, header: bool) -> str:
-    """The text of a CSV file with these rows."""
+    """Write a CSV file, whole or not at all. A row may lack a column: its cell is then empty."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
-    if header:
-        writer.writeheader()
+    columns = dict.fromkeys(key for row in rows for key in row)
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
     writer.writerows(rows)
-    return text.getvalue()
+    with replacing(path) as temporary:
+        temporary.write_text(text.getvalue(), encoding="utf-8")
