@@ -15,7 +15,7 @@ from utils import training
 from utils.training import learning_rate
 
 ROOT = Path(__file__).resolve().parents[1]
-READMES = [ROOT / "README.md", ROOT / "NADs" / "README.md", *(ROOT / "results").rglob("README.md")]
+READMES = [ROOT / folder / "README.md" for folder in (".", "NADs", "results", "studies")]
 READMES = {path: path.read_text(encoding="utf-8") for path in READMES}
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
 

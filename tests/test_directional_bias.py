@@ -39,12 +39,12 @@ def test_the_defaults_are_the_papers():
     expected = {"arch": "lenet", "num_channels": 1, "image_size": 32, "directions": "fourier", "phase": "cosine"}
     expected |= {"num_train": 10_000, "num_test": 10_000, "epsilon": 1.0, "sigma": 3.0, "epochs": 20, "batch_size": 128}
     expected |= {"max_lr": 0.5, "momentum": 0.0, "weight_decay": 0.0, "clip_norm": 0.5, "precision": "fp32", "seeds": 1}
-    assert expected.items() <= vars(args).items() and not args.no_pooling and args.predict is None
+    assert expected.items() <= vars(args).items() and not args.no_pooling
     assert len(directional_bias.make_directions(args)) == 130
-    sigmas = {"random": 3.0, "nads": 1.0, "nads --sigma 2": 2.0}
+    sigmas = {"random": 3.0, "nads": 3.0, "nads --sigma 1": 1.0}
     assert {text: parse_arguments(f"--directions {text}".split()).sigma for text in sigmas} == sigmas
     args.a_new_option = 5  # counts
-    free = {"output", "published", "frequency", "nad_index", "num_random", "seeds", "predict"}
+    free = {"output", "published", "frequency", "nad_index", "num_random", "seeds"}
     counted = {key for key in vars(args) if key not in free}
     assert directional_bias.settings(args).keys() == counted
 
@@ -229,7 +229,6 @@ BAD = {
     "--image-size 2 --phase sine": "no sine",
     "--sigma -1": "'-1' is not a number from 0",
     "--precision tf32": "precision tf32 needs a CUDA device",
-    "--predict 0": "'0' is not a positive whole number",
     "--published /no/such/file.csv": "/no/such/file.csv",
     "--directions nads --nads /no/such/nads.npy": "/no/such/nads.npy",
     "--directions nads --nads EYE --nad-index 0,64": "NAD index 64 does not exist: expected 0 to 63",

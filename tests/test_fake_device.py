@@ -18,9 +18,9 @@ from torch.overrides import TorchFunctionMode
 
 import directional_bias
 import poison_cifar
-from directional_bias import variance_along
 from models import build_model
 from nad_computation import compute_nads, draw_point
+from predict import squared_differences
 from utils import cifar, plotting, runs, training
 from utils.covariance import GradientSum, nads_from_covariance
 from utils.last_layer import draw_network, network_rows
@@ -166,8 +166,8 @@ def test_nads(estimator):
 
 @pytest.mark.parametrize("arch", [PLAIN, "tests.tiny_networks:ends_in_relu"])
 def test_a_prediction(arch):
-    along, total = variance_along(torch.ones(3, 1, 8, 8, device=GPU), arch=arch, num_networks=2)
-    assert along.shape == (2, 3) and total.shape == (2,)
+    along, random = squared_differences(torch.ones(3, 1, 8, 8, device=GPU), arch=arch, num_networks=2)
+    assert along.shape == (2, 3) and random.shape == (2,)
 
 
 @pytest.mark.parametrize("transform", ["poison", "flip", "none"])

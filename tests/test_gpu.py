@@ -11,6 +11,7 @@ import torch
 import directional_bias
 import nad_computation
 import poison_cifar
+import predict
 from models import build_model
 from tests.helpers import count_epochs, rows, run_on_ranks
 from tests.tiny_images import write_folder
@@ -90,9 +91,9 @@ def test_a_training_by_graphs_has_the_numbers_of_a_plain_one(monkeypatch, arch):
 
 
 def test_a_prediction_is_made():
-    directional_bias.main(["--arch", "lenet", "--predict", "2", *ON_GPU, "--output", "run"])
-    shares = {(row["frequency_y"], row["frequency_x"]): float(row["share"]) for row in rows("run/predicted.csv")}
-    assert len(shares) == 130 and shares["-2", "0"] > 2 * shares["-16", "-16"] > 0
+    predict.main(["--arch", "lenet", "--num-networks", "2", *ON_GPU, "--output", "run"])
+    found = {(row["frequency_y"], row["frequency_x"]): float(row["sensitivity"]) for row in rows("run/predicted.csv")}
+    assert len(found) == 130 and found["-2", "0"] > 2 * found["-16", "-16"] > 0
 
 
 @pytest.mark.parametrize("network", ["--arch tests.tiny_images:with_dropout", "--arch vgg11 --precision bf16"])

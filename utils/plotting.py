@@ -17,7 +17,7 @@ from utils.directions import canonical_frequency, frequency_grid
 from utils.files import replacing
 
 in_style = style.context(Path(__file__).with_name("figures.mplstyle"))  # a decorator, of what draws or saves
-SHARES = {"norm": LogNorm(1 / 16, 16, clip=True), "cmap": "RdBu_r"}  # white at 1, the same for all networks
+SENSITIVITY = {"norm": LogNorm(1 / 16, 16, clip=True), "cmap": "RdBu_r"}  # white at 1, the same for all networks
 ACCURACIES = {"vmin": 50, "vmax": 100}  # %, in the style's own colours
 
 
@@ -31,20 +31,23 @@ def save_figure(figure: Figure, path: Path) -> None:
 @in_style
 def style_colors() -> dict[str, Any]:
     """The figures' colours as #rrggbb, for what is drawn elsewhere: each scale's ends with its 256, and the lines'."""
-    ends = {"shares": (SHARES["norm"].vmin, SHARES["norm"].vmax), "accuracies": tuple(ACCURACIES.values())}
-    maps = {"shares": SHARES["cmap"], "accuracies": matplotlib.rcParams["image.cmap"]}
+    ends = {
+        "sensitivity": (SENSITIVITY["norm"].vmin, SENSITIVITY["norm"].vmax),
+        "accuracies": tuple(ACCURACIES.values()),
+    }
+    maps = {"sensitivity": SENSITIVITY["cmap"], "accuracies": matplotlib.rcParams["image.cmap"]}
     colors = {name: map(matplotlib.colormaps[maps[name]], range(256)) for name in maps}
     scales = {name: {"ends": ends[name], "colors": "".join(map(to_hex, colors[name]))} for name in maps}
     return scales | {"lines": list(map(to_hex, matplotlib.rcParams["axes.prop_cycle"].by_key()["color"]))}
 
 
 @in_style
-def map_figure(values: Mapping[tuple[int, int], float], size: int, title: str, *, shares: bool = False) -> Figure:
-    """A map by frequency, DC in the middle, gaps grey: test accuracy, 50–100 %, or shares, logarithmic, white at 1."""
-    figure = Figure(figsize=(4.9 if shares else 4.6, 3.9))
-    image = draw_map(figure.add_subplot(), values, size, title, **(SHARES if shares else ACCURACIES))
-    label = "less than a random direction  ←  1  →  more" if shares else "test accuracy (%)"
-    figure.colorbar(image, label=label, extend="both" if shares else "min")
+def map_figure(values: Mapping[tuple[int, int], float], size: int, title: str, *, sensitivity: bool = False) -> Figure:
+    """A map by frequency, DC in the middle, gaps grey: test accuracy (%), or relative sensitivity (logarithmic)."""
+    figure = Figure(figsize=(4.9 if sensitivity else 4.6, 3.9))
+    image = draw_map(figure.add_subplot(), values, size, title, **(SENSITIVITY if sensitivity else ACCURACIES))
+    label = "relative sensitivity (1: to a random direction)" if sensitivity else "test accuracy (%)"
+    figure.colorbar(image, label=label, extend="both" if sensitivity else "min")
     return figure
 
 
@@ -52,7 +55,7 @@ def map_figure(values: Mapping[tuple[int, int], float], size: int, title: str, *
 def prediction_figure(networks: dict[str, tuple[dict, dict, dict]], size: int) -> Figure:
     """One column for each network: its predicted map, and below it the measured and the published one, if any has one.
 
-    For each name: share, and the two accuracies (%), by canonical frequency.
+    For each name: relative sensitivity, and the two accuracies (%), by canonical frequency.
     """
     labels = ("predicted", "measured here", "published")
     kinds = [kind for kind in range(3) if any(maps[kind] for maps in networks.values())]
@@ -60,19 +63,19 @@ def prediction_figure(networks: dict[str, tuple[dict, dict, dict]], size: int) -
     grid = figure.subplots(len(kinds), len(networks), squeeze=False)
     for column, (name, maps) in enumerate(networks.items()):
         for row, kind in enumerate(kinds):
-            scale = SHARES if kind == 0 else ACCURACIES
+            scale = SENSITIVITY if kind == 0 else ACCURACIES
             title = name.replace(" without", "\nwithout") if row == 0 else ""
             image = draw_map(grid[row, column], maps[kind], size, title, **scale)
             grid[row, column].set(xlabel="", ylabel=labels[kind] if column == 0 else "", xticks=[], yticks=[])
             if column == len(networks) - 1:
-                label = "share" if kind == 0 else "test accuracy (%)"
+                label = "relative sensitivity" if kind == 0 else "test accuracy (%)"
                 figure.colorbar(image, ax=grid[row, :].tolist(), label=label)
     return figure
 
 
 @in_style
 def sheet_figure(maps: np.ndarray, names: Sequence[str], links: np.ndarray) -> Figure:
-    """Maps of shares (n, 16, 16) beside the dendrogram of scipy's linkage, both in its order and with its colours."""
+    """Maps of relative sensitivity (n, 16, 16) beside scipy's dendrogram of them, in its order and with its colours."""
     columns = 8
     figure = Figure(figsize=(13.0, 1.1 * -(-len(maps) // columns) + 1.0))
     left, right = figure.subfigures(1, 2, width_ratios=(1, 3.2))
@@ -86,9 +89,9 @@ def sheet_figure(maps: np.ndarray, names: Sequence[str], links: np.ndarray) -> F
     for panel in grid.flat:
         panel.set_axis_off()
     for panel, leaf, color in zip(grid.flat, tree["leaves"], tree["leaves_color_list"], strict=False):
-        image = panel.imshow(maps[leaf], origin="lower", **SHARES)
+        image = panel.imshow(maps[leaf], origin="lower", **SENSITIVITY)
         panel.set_title(names[leaf], fontsize=7, color=color, pad=2)
-    label = "seen less than a random direction  ←  1  →  more"
+    label = "relative sensitivity (1: to a random direction)"
     right.colorbar(image, ax=grid, location="bottom", shrink=0.5, aspect=40, label=label, extend="both")
     return figure
 
