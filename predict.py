@@ -4,7 +4,7 @@
 
 shows each untrained network the two classes of D(v), x ± s·v, for the 130 directions v of the published map. The
 squared difference of its features, in the mean over networks, divided by the same for random directions, is the
-relative sensitivity to v. Expect for ResNet-18 0.2 to 5; in most networks a direction is learnt above about 0.5.
+relative sensitivity to v. Expect for ResNet-18 0.15 to 17. Most networks learn the directions above about 0.5.
 
     python predict.py --arch lenet --against fourier_accuracies.csv
 

@@ -92,7 +92,7 @@ def test_a_row_is_the_training_along_its_nad_that_the_function_does(tmp_path, na
     assert [row["nad_index"] for row in rows(tmp_path)] == ["0", "21", "42", "63"]
     v, seed = torch.from_numpy(np.load(nads)[21]).view(1, 8, 8), seeding.seed_of(0, "nads", 21, 0)
     sizes = {"arch": "logreg", "num_train": 60, "num_test": 200, "epochs": 2, "batch_size": 16}
-    outcome = train_on_direction(v, sigma=1.0, seed=seed, **sizes)
+    outcome = train_on_direction(v, seed=seed, **sizes)
     assert {key: float(rows(tmp_path)[1][key]) for key in outcome} == pytest.approx(outcome, rel=1e-5)
     assert "over 4 directions: mean" in capsys.readouterr().out
 

@@ -18,7 +18,7 @@ ALLOWED["predict"] = {*GROUND, "directional_bias"}
 ALLOWED["docs"] = {*GROUND, *SCRIPTS, "NADs_scripts", "studies", "docs"}
 IN_ROOMS = [path for room in ROOMS for path in (ROOT / room).rglob("*.py")]
 FILES = sorted([*(ROOT / f"{script}.py" for script in SCRIPTS), *IN_ROOMS])
-MAX_LINES = 3_210  # of models, utils, scripts and NADs_scripts without the studies; it may only fall, to 3,000
+MAX_LINES = 3_000  # of models, utils, NADs_scripts and the scripts of the experiments; it may only fall
 MAX_STUDIES = 650  # of predict.py and studies
 
 
