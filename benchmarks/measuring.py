@@ -14,9 +14,10 @@ import numpy as np
 import torch
 
 from benchmarks.plain import gradient_plainly, train_plainly
-from directional_bias import RECIPE, variance_along
+from directional_bias import RECIPE
 from models import build_model
 from nad_computation import STEP, draw_point
+from predict import squared_differences
 from utils import convolution, distributed
 from utils import training as recipe
 from utils.directions import fourier_map
@@ -118,5 +119,5 @@ def predicted_map(arch: str, device: torch.device) -> tuple[float, int]:
     """Seconds of the predicted map from one network, the first of its process, and its number of directions."""
     directions = torch.stack(list(fourier_map().values())).to(device)
     start = time.perf_counter()
-    variance_along(directions, arch=arch, num_networks=1, seed=SEED)
+    squared_differences(directions, arch=arch, num_networks=1, seed=SEED)
     return time.perf_counter() - start, len(directions)

@@ -50,7 +50,7 @@ step tests -m pytest -q -m gpu tests --ignore tests/test_notebook.py
 for arch in "${tables[@]}"; do
     step "table-$arch" benchmarks/table.py --arch "$arch" --processes "$ranks" "${table[@]}"
 done
-run predict-resnet18 directional_bias --arch resnet18 --predict
+run predict-resnet18 predict --arch resnet18
 run nads-lenet nad_computation --arch lenet "${networks[@]}"
 run along-nads-resnet18 directional_bias --arch resnet18 --directions nads --nad-index $nads "${size[@]}"
 map map-vgg11 vgg11

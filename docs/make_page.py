@@ -2,9 +2,9 @@
 
     python docs/make_page.py
 
-What is in results/ and NADs/ goes, as JSON, into docs/template.html. A number stands there as in its file; the shares
-of the atlas and the singular values, which no table has, are rounded to four digits, and the factors between maps are
-computed. What has no file is left out.
+What is in results/ and NADs/ goes, as JSON, into docs/template.html. A number stands there as in its file; the relative
+sensitivities of the atlas and the singular values, which no table has, are rounded to four digits, and the factors
+between maps are computed. What has no file is left out.
 """
 
 import base64
@@ -20,9 +20,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from directional_bias import DATA, KEYS, ROOT, SIGMA
 from models import canonical_name
-from NADs_scripts import designs
-from NADs_scripts.atlas import short_name
 from poison_cifar import EPSILON
+from studies import designs
+from studies.atlas import short_name
 from utils import cli, files, plotting, tables
 from utils.directions import canonical_frequency, frequency_grid
 from utils.nads import load_array
@@ -31,7 +31,9 @@ FREQUENCY = KEYS["fourier"]
 GRID = [(y, x) for y in frequency_grid(32) for x in frequency_grid(32)]  # the order of all maps in the page
 FIRST, EVERY, NEAREST = 64, 16, 5  # the first NADs and every 16th after them; the architectures most like one
 CURVES = {"": "the NADs of NADs/", "_bf16": "the NADs of NADs/, in bf16", "_sampled": "NADs by the paper's protocol"}
-CURVES |= {"_sigma3_bf16": "the NADs of NADs/, σ = 3, in bf16", "_published_nads": "the published NADs"}
+CURVES |= {"_published_nads": "the published NADs"}
+CURVES = {kind: f"{label}, σ = 1" for kind, label in CURVES.items()}
+CURVES |= {"_sigma3_bf16": "the NADs of NADs/, in bf16, σ = 3"}
 KINDS = ("poison", "original", "flip")  # trainings on CIFAR-10
 
 
@@ -55,25 +57,26 @@ def by_network(path: Path) -> dict[str, list[dict[str, str]]]:
 
 
 def predicted(results: Path) -> dict[str, dict]:
-    """What has a predicted map, by its short name: the atlas, the networks of the prediction, the designs."""
+    """What has a predicted map, by its short name: the atlas, the networks of the stability study, the designs."""
     entries: dict[str, dict] = {}
-    rows = [row for row in tables.read_rows(results / "atlas" / "atlas.csv") if not row["why_not"]]
-    maps = load_array(results / "atlas" / "maps.npy") if rows else []
+    rows = [row for row in tables.read_rows(results / "studies" / "atlas" / "atlas.csv") if not row["why_not"]]
+    maps = load_array(results / "studies" / "atlas" / "maps.npy") if rows else []
     for row, values in zip(rows, maps, strict=True):
         facts = {key: row[key] for key in row if key not in ("architecture", "seconds", "why_not") and row[key]}
-        found = {"shares": on_map(dict(zip(GRID, values.flat, strict=True)), 4), "file": "atlas/atlas.csv"}
+        found = {"sensitivity": on_map(dict(zip(GRID, values.flat, strict=True)), 4), "file": "studies/atlas/atlas.csv"}
         entries[short_name(row["architecture"])] = {"id": row["architecture"], "facts": facts, "atlas": True} | found
-    for file in ("prediction/maps.csv", "designs/predictions.csv"):
+    for file in ("studies/stability/maps.csv", "studies/designs/predictions.csv"):
         known = set(entries)
         for name, of_network in by_network(results / file).items():
             if name not in known:
                 arch, _, variant = name.partition(" ")
-                arch = (designs.TEN_CELLS | designs.WHOLE).get(arch) or canonical_name(arch)
-                shares = {designs.key_of(row): float(row["share"]) for row in of_network}
-                about = {"about": getattr(designs, name).__doc__} if arch.startswith("NADs_scripts") else {}
+                arch = designs.NETWORKS.get(arch) or canonical_name(arch)
+                means = tables.mean_and_spread(of_network, FREQUENCY, "sensitivity")
+                sensitivity = {key: mean for key, (mean, _, _) in means.items()}
+                about = {"about": designs.DESIGNS[name][0]} if name in designs.DESIGNS else {}
                 if "designs" in file:  # one of each pair of mirror images
-                    shares |= {canonical_frequency(y, -x): share for (y, x), share in shares.items()}
-                found = {"shares": on_map(shares), "file": file}
+                    sensitivity |= {canonical_frequency(y, -x): value for (y, x), value in sensitivity.items()}
+                found = {"sensitivity": on_map(sensitivity), "file": file}
                 id_ = f"{arch}-{variant.replace(' ', '-')}" if variant else arch
                 entries[name] = {"id": id_, "atlas": not (rows or variant or about)} | about | found
     return entries
@@ -92,22 +95,22 @@ def add_measured(entries: dict[str, dict], results: Path) -> None:
             cells = tables.means(tables.read_rows(path, FREQUENCY), FREQUENCY)
             # The paper's map is at σ = 3 with pooling; its ablation fits σ = 1.
             of_paper = bool(no_pooling) == bool(sigma)
-            sources.append((entry, cells, sigma or f"{SIGMA['fourier']:g}", bf16, path.name, published, of_paper))
-    for name, rows in by_network(results / "designs" / "accuracies.csv").items():
+            sources.append((entry, cells, sigma or f"{SIGMA:g}", bf16, path.name, published, of_paper))
+    for name, rows in by_network(results / "studies" / "designs" / "accuracies.csv").items():
         cells = designs.unfolded(designs.folded(tables.means(rows, FREQUENCY)))
-        file = "designs/accuracies.csv"
-        sources.append((entries.get(name), cells, f"{SIGMA['fourier']:g}", True, file, [], False))
+        file = "studies/designs/accuracies.csv"
+        sources.append((entries.get(name), cells, f"{SIGMA:g}", True, file, [], False))
     for entry, cells, sigma, bf16, file, published, of_paper in sources:
         if entry and cells:
             found = {"sigma": sigma, "precision": "bf16" if bf16 else "fp32", "values": on_map(cells), "file": file}
-            found |= {"kind": "the paper’s" if of_paper else "found here", "symmetric": file.startswith("designs/")}
+            found |= {"kind": "the paper’s" if of_paper else "found here", "symmetric": file.startswith("studies/")}
             entry.setdefault("measured", []).append(found | {"published": published[0] if published else None})
             entry["measured"].sort(key=lambda one: -float(one["sigma"]))  # the paper's first
 
 
 def likeness(entries: dict[str, dict]) -> dict | None:
     """The tree of the atlas, scipy's linkage as in its sheet; each entry learns which are most like it."""
-    logs = {name: np.log2(np.array(entry["shares"].split(), float)) for name, entry in entries.items()}
+    logs = {name: np.log2(np.array(entry["sensitivity"].split(), float)) for name, entry in entries.items()}
     atlas = [name for name, entry in entries.items() if entry["atlas"]]
     for name, entry in entries.items():
         rms = {other: np.sqrt(np.mean((logs[other] - logs[name]) ** 2)) for other in atlas if other != name}
@@ -189,9 +192,9 @@ def page(results: Path) -> str:
     """The whole page."""
     entries = predicted(results)
     add_measured(entries, results)
-    skipped = [row for row in tables.read_rows(results / "atlas" / "atlas.csv") if row["why_not"]]
+    skipped = [row for row in tables.read_rows(results / "studies" / "atlas" / "atlas.csv") if row["why_not"]]
     content = {
-        "settings": {"sigma": SIGMA["fourier"], "epsilon": DATA["epsilon"], "poison": EPSILON},
+        "settings": {"sigma": SIGMA, "epsilon": DATA["epsilon"], "poison": EPSILON},
         "grid": frequency_grid(32),
         "colors": plotting.style_colors(),
         "tree": likeness(entries),

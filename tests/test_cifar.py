@@ -1,6 +1,7 @@
 """Loading images, both forms, and what is done to them before any experiment."""
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +15,6 @@ from torchvision import datasets
 from tests.tiny_images import CIFAR10_CLASSES, draw, write_cifar10, write_folder
 from utils import cifar
 from utils.cifar import channel_statistics, load_images
-
-
-@pytest.fixture(autouse=True)
-def working_directory(tmp_path, monkeypatch):
-    """The cache of decoded images is in the working directory."""
-    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture
@@ -60,6 +55,12 @@ def test_a_damaged_cifar10_is_refused_by_its_checksums_saying_what_to_do(tmp_pat
         load_images(tmp_path)
 
 
+def test_the_folder_within_is_answered_with_the_one_above_it(tmp_path, monkeypatch):
+    write_cifar10(tmp_path, monkeypatch)
+    with pytest.raises(ValueError, match=f"name the folder above it, {tmp_path}$"):
+        load_images(tmp_path / "cifar-10-batches-py")
+
+
 def test_download_fetches_what_is_not_there(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.CIFAR10, "url", (tmp_path / "server").as_uri())
     with pytest.raises(OSError, match=r"No such file .*server"):
@@ -79,15 +80,20 @@ def test_a_folder_is_read_in_the_order_of_its_names(folder):
         assert np.array_equal(images.permute(0, 2, 3, 1).numpy(), expected)
 
 
-def test_jpeg_and_png_and_capital_endings_are_read_and_other_files_are_not(folder):
+def test_jpeg_and_png_and_capital_endings_are_read_and_other_and_hidden_files_are_not(folder, capsys):
     for name in ("x.JPG", "y.jpeg", "z.PNG"):
         kind = "PNG" if name.endswith("PNG") else "JPEG"
         Image.fromarray(image(32, 32, 3)).save(folder / "train" / "b" / name, format=kind)
     (folder / "train" / "b" / "notes.txt").write_text("no image")
+    for split in ("train", "test"):
+        shutil.copytree(folder / split / "a", folder / split / ".ipynb_checkpoints")
+        shutil.copy(folder / split / "a" / "0.png", folder / split / "a" / "._0.png")
     (folder / "train" / "README").write_text("no class")
     (folder / "train" / "empty").mkdir()
     data = load_images(folder)
     assert data.train_labels.bincount().tolist() == [8, 11, 8] and data.classes == ("a", "b", "c")
+    counts = "27 training and 18 test images of 3 classes; 1 files of other kinds are left out"
+    assert capsys.readouterr().out == f"{folder}: {counts}\n"
 
 
 def test_a_folder_is_decoded_once_with_a_progress_bar(folder, monkeypatch, capsys):
@@ -98,7 +104,7 @@ def test_a_folder_is_decoded_once_with_a_progress_bar(folder, monkeypatch, capsy
     assert same(load_images(folder), first)
     assert capsys.readouterr().err == ""
     monkeypatch.chdir(folder)  # by any name of the folder
-    assert same(load_images(Path("../images"), cache=Path("../runs/decoded")), first)
+    assert same(load_images(Path("../images")), first)
 
 
 def test_a_changed_a_new_and_a_removed_image_are_decoded_again(folder):
@@ -112,7 +118,8 @@ def test_a_changed_a_new_and_a_removed_image_are_decoded_again(folder):
     Image.fromarray(draw(1, 0, 0)[0]).save(path)
     assert same(load_images(folder), data)
     os.utime(path, ns=(0, 0))  # the same size at another time
-    assert same(load_images(folder), data) and len(list(Path("runs/decoded").iterdir())) == 5
+    assert same(load_images(folder), data)
+    assert {path.name for path in folder.iterdir()} == {"train", "test", "decoded.pt"}  # one file, whatever changes
 
 
 @pytest.mark.parametrize(

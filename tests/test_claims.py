@@ -6,15 +6,12 @@ from decimal import Decimal
 from itertools import product
 
 import numpy as np
-import torch
 from scipy import stats
 
-from directional_bias import LEARNT, UNLEARNT, auc, limits, share, variance_along
-from NADs_scripts import designs
 from tests import helpers
 from tests.helpers import READMES, ROOT
 from utils import tables
-from utils.directions import canonical_frequency, fourier_map, frequency_grid, load_nads
+from utils.directions import canonical_frequency, frequency_grid
 
 README = "\n".join(READMES.values())
 KEYS = ("frequency_y", "frequency_x")
@@ -206,133 +203,3 @@ def test_the_numbers_in_where_it_differs_are_those_of_the_files():
     assert "with `--max-lr 0.1` it is {:.1f}, with 0.05 {:.1f}, both on a CPU".format(*others[1:]) in said
     tested = column("flip_lenet_variants")
     assert f"test accuracy is {tested.min():.1f} to {tested.max():.1f} in all" in said
-
-
-def test_how_vgg11_is_predicted_is_said_as_measured():
-    means = tables.means(rows("directional_bias_vgg11_bf16"), KEYS)
-    rule = 100 * auc(-np.array([np.hypot(*cell) for cell in means]), np.array(list(means.values())))
-    pairs = sum(mean > LEARNT for mean in means.values()) * sum(mean <= UNLEARNT for mean in means.values())
-    by_four = [row for row in rows("prediction/stability") if (row["network"], row["networks"]) == ("VGG11", "4")]
-    low, *_, high = sorted(100 * float(row["auc_measured"]) for row in by_four)
-    said = " ".join(README.split())
-    assert f"VGG-11: {low:.1f} to {high:.1f} % of the {pairs} pairs measured here (the rule {rule:.1f} %)" in said
-    assert f"at chance ({means[0, -8]:.1f} and {means[0, -16]:.1f} % in VGG-11)" in said
-    shares = shares_of("prediction/maps", "VGG11")
-    assert f"shares of {shares[0, -8]:.2f} and {shares[0, -16]:.2f} in VGG-11" in said
-
-
-def test_how_lenet_and_resnet18_are_ranked_is_said_as_measured():
-    said, by_four = " ".join(README.split()), [row for row in rows("prediction/stability") if row["networks"] == "4"]
-    of = lambda name, which: [100 * float(r[f"auc_{which}"]) for r in by_four if r["network"] == name]  # noqa: E731
-    here, theirs = of("LeNet", "measured"), of("LeNet", "published")
-    assert f"LeNet: {min(here):.1f} to {max(here):.1f} % of the pairs of the map measured here" in said
-    assert f"{min(theirs):.1f} to {max(theirs):.1f} % of the published one; ResNet-18: 100.0 % of" in said
-    assert {*of("ResNet18", "published"), *of("ResNet18", "measured")} == {100.0}
-    accuracies = column("directional_bias_resnet18_bf16")
-    pairs = sum(accuracies > LEARNT) * sum(accuracies <= UNLEARNT)
-    assert f"and of the {pairs} pairs measured here" in said
-    reach = max(float(row["unlearnt_up_to_published"]) for row in by_four if row["network"] == "LeNet")
-    assert f"one unlearnt cell of LeNet reaches {reach:.2f} by one of three seeds" in said
-
-
-def shares_of(name, network, column="share"):
-    return {designs.key_of(row): float(row[column]) for row in rows(name) if row["network"] == network}
-
-
-def test_learning_sets_in_at_a_share_of_one_half():
-    """Of all trainings at σ = 3 in results/: by the shares of 24 untrained networks, or 8 of the designs."""
-    found = {}
-    measured = {"LeNet": "lenet", "VGG11": "vgg11_bf16", "ResNet18": "resnet18_bf16", "LogReg": "logreg"}
-    measured["DenseNet121"] = "densenet121_bf16"  # of its five cells three are on an axis
-    for network, name in (measured | {"LeNet without pooling": "lenet_nopooling"}).items():
-        shares = shares_of("prediction/maps", network)
-        means = tables.means(rows(f"directional_bias_{name}"), KEYS)
-        found[network] = [(shares[key], mean) for key, mean in means.items()]
-    for network in {row["network"] for row in rows("designs/accuracies")}:
-        shares = designs.folded(shares_of("designs/predictions", network))
-        accuracies = designs.folded(shares_of("designs/accuracies", network, "test_accuracy"))
-        found[network] = [(shares[key], accuracy) for key, accuracy in accuracies.items()]
-    assert len(found) == 6 + 14
-    exceptions = {network for network, pairs in found.items() for share, a in pairs if share > 0.53 and a <= UNLEARNT}
-    assert exceptions == {"regnet_x_400mf", "tanh"}  # and DenseNet-121, by the number of its published cells
-    assert not [network for network, pairs in found.items() for share, a in pairs if share < 0.45 and a > LEARNT]
-
-
-def test_where_learning_sets_in_by_the_default_of_four_networks_and_with_less_noise():
-    said, four = " ".join(README.split()), [row for row in rows("prediction/stability") if row["networks"] == "4"]
-    four = [row for row in four if row["network"] in ("LeNet", "VGG11")]
-    up_to = max(float(row["unlearnt_up_to_measured"]) for row in four)
-    start = min(float(row["learnt_from_measured"]) for row in four)
-    assert f"unlearnt cells of LeNet and VGG-11 reach {up_to:.2f}, and learnt ones begin at {start:.2f}" in said
-    cells, along = rows("directional_bias_lenet_sigma1"), rows("nad_accuracies_lenet")
-    images = fourier_map(frequencies=[designs.key_of(row) for row in cells])
-    nads = load_nads(ROOT / "NADs" / "LeNet_NADs.npy", 1024)[[int(row["nad_index"]) for row in along]]
-    for table, directions, learnt, unlearnt in (
-        (cells, torch.stack([images[designs.key_of(row)] for row in cells]), (0.035, 0.055), (0, 0.045)),
-        (along, nads.view(-1, 1, 32, 32), (1.0, 1.5), (0.45, 0.535)),
-    ):
-        accuracies = np.array([float(row["test_accuracy"]) for row in table])
-        for seed in range(3):
-            found = limits(share(*variance_along(directions, sigma=1.0, seed=seed)), accuracies)
-            assert unlearnt[0] <= found[0] <= unlearnt[1] and learnt[0] <= found[1] <= learnt[1], found
-    assert "from a share of 0.04 to 0.05, by seed" in said and "at chance up to 0.53 and above 75 % from 1.0" in said
-
-
-def test_shares_along_resnet18s_nads_are_as_said_and_learning_sets_in_at_one_half_there_too():
-    means = tables.means(rows("nad_accuracies_resnet18_sigma3_bf16"), ["nad_index"])
-    nads = load_nads(ROOT / "NADs" / "ResNet18_NADs.npy", 1024)[[index for (index,) in means]].view(-1, 1, 32, 32)
-    shares, accuracies = share(*variance_along(nads, arch="resnet18")), np.array(list(means.values()))
-    said = " ".join(README.split()).split("the shares by four networks are ")[1]
-    assert says(said.split(" %.")[0], [*shares, *accuracies])
-    assert all(accuracies[shares > 0.53] > UNLEARNT) and all(accuracies[shares < 0.45] <= LEARNT)
-
-
-def test_with_a_tenth_of_the_strength_four_networks_rank_lenets_cells_worse_than_the_rule():
-    images, means = fourier_map(), tables.means(rows("directional_bias_lenet"), KEYS)
-    accuracies, directions = np.array([means[cell] for cell in images]), torch.stack(list(images.values()))
-    weak = [auc(share(*variance_along(directions, step=1.0, seed=seed)), accuracies) for seed in range(3)]
-    assert max(weak) < auc(-np.array([np.hypot(*cell) for cell in images]), accuracies)
-
-
-def test_shares_of_the_maps_are_as_they_are_said_to_be():
-    for name in ("LogReg", "LeNet without pooling", "ResNet18 without pooling"):
-        assert min(shares_of("prediction/maps", name).values()) > 0.5
-    resnet, densenet = shares_of("prediction/maps", "ResNet18"), shares_of("prediction/maps", "DenseNet121")
-    unlearnt = {key for key in resnet if key[0] % 4 == key[1] % 4 == 2}
-    assert {key for key, share in resnet.items() if share < 0.3} == unlearnt and len(unlearnt) == 32
-    assert not [share for share in resnet.values() if 0.3 < share < 0.45]
-    assert {key for key, share in densenet.items() if share > 0.88} == {key for key in densenet if 0 in key}
-    assert max(share for key, share in densenet.items() if 0 not in key) < 0.32
-
-
-def test_the_numbers_of_the_table_of_designs_are_those_of_their_summary():
-    found = {f"`{row['network']}`": row for row in rows("designs/summary")}
-    table = {name: cells for name, _, *cells in table_of(README, "network")}
-    assert table.keys() == found.keys()
-    columns = [("cells", "learnt", "unlearnt"), ("lowest", "highest"), ("auc_share",), ("auc_low_frequency",)]
-    columns += [("spearman_above_chance",), ("unlearnt_up_to",), ("learnt_from",)]
-    for name, cells in table.items():
-        for keys, cell in zip(columns, cells, strict=True):
-            values = [float(found[name][key]) for key in keys if found[name][key]]
-            assert says(cell.replace("–", " "), values), (name, cell, values)
-
-
-def test_what_the_atlas_is_said_to_show_is_in_its_table():
-    atlas = {
-        row["architecture"].removeprefix("torchvision:"): row for row in rows("atlas/atlas")[5:]
-    }  # not the paper's
-    mapped = [name for name, row in atlas.items() if not row["why_not"]]
-    said = " ".join(README.split())
-    assert f"An atlas of {len(mapped) + 5} architectures" in said and f"{len(mapped)} of the {len(atlas)}" in said
-    of = lambda column, *names: [float(atlas[name][column]) for name in names]  # noqa: E731
-    resnets = [f"resnet{layers}" for layers in (18, 34, 50, 101, 152)]
-    rough, agreed = of("roughness", *resnets), of("agreement", "resnet18", "resnet152")
-    spoken = "deviation of {:.2f} and {:.2f}, against {:.2f} to {:.2f}"
-    assert spoken.format(*rough[3:], *sorted(rough[:3])[::2]) in said and min(rough[3:]) > 1.4 * max(rough[:3])
-    assert "two of torchvision's ResNet-18 agree to {:.2f}, of ResNet-152 to {:.2f}".format(*agreed) in said
-    vggs = of("median", "vgg11", "vgg13", "vgg16", "vgg19")
-    assert vggs == sorted(vggs) and f"from 11 to 19 layers, {vggs[0]:.2f} to {vggs[-1]:.2f}" in said
-    flat = [name for name in mapped if name.startswith(("convnext", "swin", "vit_b_32", "vit_l_32"))]
-    assert min(of("smallest", *flat)) > 0.89 and max(of("largest", *flat)) < 1.17
-    assert f"they agree to {max(of('agreement', *flat)):.2f} at most" in said
-    assert min(of("smallest", "vit_b_16")) > 1.25 and max(of("largest", "vit_b_16")) < 1.45

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from refusals import Refusal
 from utils import cli
 
 INDEX = st.integers(0, 10_000)
@@ -72,9 +73,10 @@ def test_devices_that_the_machine_lacks_are_refused(monkeypatch):
 def test_a_recipe_gives_an_option_for_each_setting_with_its_default_and_range(capsys):
     parser = cli.ArgumentParser(None)
     cli.add_recipe_arguments(parser, {"epochs": 20, "max_lr": 0.5, "weight_decay": 5e-4})
-    assert vars(parser.parse_args([])) == {"epochs": 20, "max_lr": 0.5, "weight_decay": 5e-4}
+    defaults = {"epochs": 20, "max_lr": 0.5, "weight_decay": 5e-4, "precision": None}
+    assert vars(parser.parse_args([])) == defaults
     argv = "--epochs 3 --max-lr 1e-3 --weight-decay 0".split()
-    assert vars(parser.parse_args(argv)) == {"epochs": 3, "max_lr": 1e-3, "weight_decay": 0.0}
+    assert vars(parser.parse_args(argv)) == defaults | {"epochs": 3, "max_lr": 1e-3, "weight_decay": 0.0}
     for argv in (["--epochs", "1.5"], ["--epochs", "0"], ["--max-lr", "0"], ["--weight-decay", "-1"], ["--epoch", "1"]):
         with pytest.raises(SystemExit, match="2"):
             parser.parse_args(argv)
@@ -87,7 +89,7 @@ def fail(error):
 
 
 ERRORS = {
-    "bad value": ValueError("bad\n  value"),
+    "bad value": Refusal("bad\n  value"),
     "[Errno 28] No space left on device: 'a/b'": OSError(28, "No space left on device", "a/b"),
     "MemoryError": MemoryError(),
     "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has": torch.OutOfMemoryError(
@@ -110,7 +112,7 @@ def test_an_interruption_is_one_line_and_code_130(capsys):
     assert capsys.readouterr().err == "\nstopped: the same command continues\n"
 
 
-@pytest.mark.parametrize("error", [KeyError("a bug"), RuntimeError("shapes do not match")])
+@pytest.mark.parametrize("error", [ValueError("a user's"), RuntimeError("shapes do not match")])
 def test_mistakes_in_the_code_keep_their_traceback(error):
     with pytest.raises(type(error)):
         fail(error)

@@ -12,8 +12,9 @@ import nad_computation
 import poison_cifar
 from directional_bias import compare_with_published, main, parse_arguments, train_on_direction
 from tests.helpers import count_epochs, orthonormal, refusal, rows, run_on_ranks
-from utils import runs, seeding, tables
+from utils import files, seeding, tables
 from utils.directions import canonical_frequency, fourier_direction
+from utils.training import LOSS_WINDOW
 
 # Data on which accuracies are neither 50 nor 100 %, so that they tell one training from another.
 TINY = "--arch logreg --image-size 8 --num-train 60 --num-test 200 --epochs 2 --batch-size 16 --device cpu".split()
@@ -39,26 +40,26 @@ def test_the_defaults_are_the_papers():
     expected = {"arch": "lenet", "num_channels": 1, "image_size": 32, "directions": "fourier", "phase": "cosine"}
     expected |= {"num_train": 10_000, "num_test": 10_000, "epsilon": 1.0, "sigma": 3.0, "epochs": 20, "batch_size": 128}
     expected |= {"max_lr": 0.5, "momentum": 0.0, "weight_decay": 0.0, "clip_norm": 0.5, "precision": "fp32", "seeds": 1}
-    assert expected.items() <= vars(args).items() and not args.no_pooling and args.predict is None
+    assert expected.items() <= vars(args).items() and not args.no_pooling
     assert len(directional_bias.make_directions(args)) == 130
-    sigmas = {"random": 3.0, "nads": 1.0, "nads --sigma 2": 2.0}
+    sigmas = {"random": 3.0, "nads": 3.0, "nads --sigma 1": 1.0}
     assert {text: parse_arguments(f"--directions {text}".split()).sigma for text in sigmas} == sigmas
     args.a_new_option = 5  # counts
-    free = {"output", "published", "frequency", "nad_index", "num_random", "seeds", "predict"}
+    free = {"output", "published", "frequency", "nad_index", "num_random", "seeds"}
     counted = {key for key in vars(args) if key not in free}
     assert directional_bias.settings(args).keys() == counted
 
 
 def test_130_trainings_fill_the_published_map(tmp_path, capsys):
     start(tmp_path, "--image-size", 32, "--epochs", 1, "--num-train", 30, "--num-test", 20)
-    assert {path.name for path in tmp_path.iterdir()} == {".lock", "accuracies.csv", "accuracy.png", "config.json"}
+    assert {path.name for path in tmp_path.iterdir()} == {"accuracies.csv", "accuracy.png", "config.json", "items"}
     found = [(int(row["frequency_y"]), int(row["frequency_x"])) for row in rows(tmp_path)]
     assert len(found) == 130 and found == sorted(found) and all(canonical_frequency(*k) == k for k in found)
     accuracies = [float(row["test_accuracy"]) for row in rows(tmp_path)]
     text = capsys.readouterr().out
-    assert text.startswith("logreg, trainings: 130, 0 of them done; cpu (")
+    assert text.startswith("LogReg, trainings: 130; on cpu (")
     mean, low, high = np.mean(accuracies), min(accuracies), max(accuracies)
-    assert f"over 130 directions: mean {mean:.1f} %, from {low:.1f} to {high:.1f}" in text
+    assert f"over 130 directions: mean {mean:.1f}, from {low:.1f} to {high:.1f}" in text
     assert f"figure: {tmp_path / 'accuracy.png'}\nrows: {tmp_path / 'accuracies.csv'}\n" in text
     assert json.loads((tmp_path / "config.json").read_text())["settings"]["num_train"] == 30
 
@@ -92,7 +93,7 @@ def test_a_row_is_the_training_along_its_nad_that_the_function_does(tmp_path, na
     assert [row["nad_index"] for row in rows(tmp_path)] == ["0", "21", "42", "63"]
     v, seed = torch.from_numpy(np.load(nads)[21]).view(1, 8, 8), seeding.seed_of(0, "nads", 21, 0)
     sizes = {"arch": "logreg", "num_train": 60, "num_test": 200, "epochs": 2, "batch_size": 16}
-    outcome = train_on_direction(v, sigma=1.0, seed=seed, **sizes)
+    outcome = train_on_direction(v, seed=seed, **sizes)
     assert {key: float(rows(tmp_path)[1][key]) for key in outcome} == pytest.approx(outcome, rel=1e-5)
     assert "over 4 directions: mean" in capsys.readouterr().out
 
@@ -106,8 +107,8 @@ def test_repetitions_give_a_spread_and_more_of_them_keep_those_that_are_there(tm
     assert [row["repetition"] for row in found] == ["0", "1", "2"] * 2 and found[::3] == first
     accuracy = np.array([float(row["test_accuracy"]) for row in found]).reshape(2, 3)
     text = capsys.readouterr().out
-    assert f"mean {accuracy.mean():.1f} %" in text and "trainings: 6, 2 of them done" in text
-    assert f"standard deviation over repetitions: {accuracy.std(axis=1, ddof=1).mean():.2f} points" in text
+    assert f"mean {accuracy.mean():.1f}, from" in text and "trainings: 6, 2 of them finished" in text
+    assert f"standard deviation over repetitions: {accuracy.std(axis=1, ddof=1).mean():.2f}, the mean" in text
 
 
 # --- Against published numbers
@@ -167,12 +168,12 @@ def test_a_training_that_is_interrupted_continues_from_its_last_epoch(tmp_path, 
     count_epochs(monkeypatch, stop=3)
     with pytest.raises(SystemExit, match="130"):
         start(tmp_path / "run", *options)
-    assert (tmp_path / "run" / "checkpoint--2_0_0.pt").exists()
+    assert (tmp_path / "run" / "items" / "-2_0_0.pt").exists()
     trained = count_epochs(monkeypatch)
     for _ in range(2):  # a finished run trains nothing again
         start(tmp_path / "run", *options)
     assert trained == [3, 4] and rows(tmp_path / "run") == rows(tmp_path / "whole")
-    assert not list((tmp_path / "run").glob("checkpoint*"))
+    assert not list((tmp_path / "run").glob("items/*.pt"))
 
 
 def test_other_settings_on_the_same_folder_are_refused_and_other_spellings_are_not(tmp_path, nads, capsys, no_figures):
@@ -211,12 +212,28 @@ def test_runs_of_other_noise_or_without_pooling_have_folders_of_their_own():
         assert parse_arguments(options.split()).output.name == f"LeNet{ending}-fourier"
 
 
-@pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.slow)])
-def test_ranks_share_the_cells_and_the_rows_are_those_of_one(tmp_path, ranks, no_figures):
-    options = [*TINY, "--seeds", 2, "--output", "ranks"]
-    assert f"ranks: {ranks}" in run_on_ranks("directional_bias", *options, folder=tmp_path, ranks=ranks)[0]
+@pytest.mark.parametrize("number", [2, 3])
+def test_workers_and_torchrun_share_the_cells_and_the_rows_are_those_of_one(tmp_path, number, no_figures, capfd):
+    start(tmp_path / "workers", "--seeds", 2, "--workers", number)
+    assert f", {number} workers; results in" in capfd.readouterr().out
     start(tmp_path / "one", "--seeds", 2)
-    assert len(rows(tmp_path / "one")) == 20 and rows(tmp_path / "ranks") == rows(tmp_path / "one")
+    assert len(rows(tmp_path / "one")) == 20 and rows(tmp_path / "workers") == rows(tmp_path / "one")
+    if number == 2:
+        options = [*TINY, "--seeds", 2, "--output", "torchrun"]
+        assert "2 workers" in run_on_ranks("directional_bias", *options, folder=tmp_path)[0]
+        assert rows(tmp_path / "torchrun") == rows(tmp_path / "one")
+
+
+def test_steps_are_counted_until_the_loss_is_small(tmp_path, capsys):
+    start(tmp_path, "--measure", "steps", "--frequency", 0, 0, "--frequency", 2, 0, "--epochs", 40, "--max-lr", 3)
+    steps = [float(row["steps"]) for row in rows(tmp_path)]
+    assert all(LOSS_WINDOW <= value <= 160 for value in steps) and (tmp_path / "steps.png").stat().st_size > 1000
+    text = capsys.readouterr().out
+    assert "the training loss falls below 0.1 for 2 of 2 directions" in text
+    assert f"small over 2 directions: mean {np.mean(steps):.1f}" in text
+    args = parse_arguments(["--measure", "steps"])
+    assert (args.epochs, args.sigma, str(args.output)) == (8, 0.5, "runs/steps/LeNet-fourier")
+    assert parse_arguments(["--measure", "steps", "--sigma", "1"]).output.name == "LeNet-sigma1-fourier"
 
 
 # --- Bad input
@@ -229,7 +246,6 @@ BAD = {
     "--image-size 2 --phase sine": "no sine",
     "--sigma -1": "'-1' is not a number from 0",
     "--precision tf32": "precision tf32 needs a CUDA device",
-    "--predict 0": "'0' is not a positive whole number",
     "--published /no/such/file.csv": "/no/such/file.csv",
     "--directions nads --nads /no/such/nads.npy": "/no/such/nads.npy",
     "--directions nads --nads EYE --nad-index 0,64": "NAD index 64 does not exist: expected 0 to 63",

@@ -6,8 +6,6 @@ it is. Backpropagation is left out, as autograd's engine asks for a real GPU; an
 GPU into a tensor on the CPU.
 """
 
-import contextlib
-
 import numpy as np
 import pytest
 import torch
@@ -18,12 +16,12 @@ from torch.overrides import TorchFunctionMode
 
 import directional_bias
 import poison_cifar
-from directional_bias import variance_along
 from models import build_model
 from nad_computation import compute_nads, draw_point
-from utils import cifar, plotting, runs, training
-from utils.covariance import GradientSum, nads_from_covariance
+from predict import squared_differences
+from utils import cifar, training
 from utils.last_layer import draw_network, network_rows
+from utils.nads import GradientSums, nads_of_covariance
 
 GPU = torch.device("cuda", 0)
 PLAIN = "tests.tiny_networks:plain"
@@ -124,38 +122,19 @@ def no_backward(monkeypatch):
     return held
 
 
-@pytest.fixture
-def no_files(monkeypatch):
-    """A script's `run` does its first item and leaves nothing behind."""
-    monkeypatch.setattr(runs, "open_run", lambda *_: contextlib.nullcontext())
-    monkeypatch.setattr(runs, "do_items", lambda folder, keys, items, work, **_: [work(items[0], None)])
-    monkeypatch.setattr(plotting, "save_figure", lambda *_: None)
-    for script in (directional_bias, poison_cifar):
-        monkeypatch.setattr(script, "report", lambda *_: None)
-    monkeypatch.setattr(poison_cifar, "save_training", lambda *_: None)
-
-
-def test_a_run_of_experiment_1(no_backward, no_files):
-    options = "--image-size 8 --num-train 10 --num-test 7 --epochs 1 --directions random --device cpu"
-    args = directional_bias.parse_arguments(["--arch", PLAIN, *options.split()])
-    args.device = GPU
-    directional_bias.run(args, directional_bias.make_directions(args), [])
+def test_a_training_of_experiment_1(no_backward):
+    sizes = {"num_train": 10, "num_test": 7, "epochs": 1}
+    assert directional_bias.train_on_direction(image(), arch=PLAIN, until_loss=0.1, **sizes).keys() >= {"steps"}
     assert no_backward
 
 
 @pytest.mark.parametrize("estimator", ["marginal", "sampled"])
 def test_a_network_its_rows_and_their_sum(estimator):
-    point, sums = draw_point(1, 8).to(GPU), GradientSum(64, GPU)
+    point, sums = draw_point(1, 8).to(GPU), GradientSums(64, GPU)
     network = draw_network(lambda: build_model(PLAIN, 1, 1, 8), GPU, 0)
     sums.add(0, network_rows(network, point, estimator=estimator, step=100.0))
-    assert on_gpu(sums.outer, sums.rows)
-    whole = GradientSum(64)
-    whole.merge(sums)
-    sums.merge(whole)
-    state = sums.state()
-    assert {state[name].device.type for name in ("outer", "rows")} == {"cpu"}
-    GradientSum.from_state(state, "", 64).merge(sums)
-    nads_from_covariance(sums.covariance(estimator))
+    assert on_gpu(sums.outer, sums.total)
+    nads_of_covariance(sums.covariance(estimator))
 
 
 @pytest.mark.parametrize("estimator", ["marginal", "sampled"])
@@ -166,18 +145,16 @@ def test_nads(estimator):
 
 @pytest.mark.parametrize("arch", [PLAIN, "tests.tiny_networks:ends_in_relu"])
 def test_a_prediction(arch):
-    along, total = variance_along(torch.ones(3, 1, 8, 8, device=GPU), arch=arch, num_networks=2)
-    assert along.shape == (2, 3) and total.shape == (2,)
+    along, random = squared_differences(torch.ones(3, 1, 8, 8, device=GPU), arch=arch, num_networks=2)
+    assert along.shape == (2, 3) and random.shape == (2,)
 
 
 @pytest.mark.parametrize("transform", ["poison", "flip", "none"])
-def test_a_run_of_experiment_3(monkeypatch, no_backward, no_files, transform):
+def test_a_training_of_experiment_3(no_backward, transform):
     pixels, labels = torch.ones(10, 3, 32, 32, dtype=torch.uint8), torch.zeros(10, dtype=torch.int64)
-    data = cifar.ImageData(pixels, labels, pixels[:7], labels[:7], ("a", "b"))
-    monkeypatch.setattr(cifar, "load_images", lambda *_, **__: data)
-    args = poison_cifar.parse_arguments(["--arch", "logreg", "--transform", transform, "--epochs", "1"])
-    args.device = GPU
-    poison_cifar.run(args, torch.ones(1024, 1024))
+    data = cifar.ImageData(pixels, labels, pixels[:7], labels[:7], ("a", "b")).to(GPU)
+    images = poison_cifar.prepare(data, transform=transform, nads=torch.ones(1024, 1024, device=GPU))
+    poison_cifar.train_and_test(images, data.train_labels, data.test_labels, arch="logreg", num_classes=2, epochs=1)
     assert no_backward
 
 

@@ -11,12 +11,13 @@ import torch
 import directional_bias
 import nad_computation
 import poison_cifar
+import predict
 from models import build_model
 from tests.helpers import count_epochs, rows, run_on_ranks
 from tests.tiny_images import write_folder
-from utils import cifar, runs, seeding, training
-from utils.covariance import NADs
+from utils import cifar, files, seeding, tables, training
 from utils.last_layer import draw_network
+from utils.nads import NADs
 
 DEVICE = "cuda"
 ON_GPU = ["--device", DEVICE]
@@ -47,11 +48,16 @@ def numbers(path):
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
 def test_training_learns_in_every_precision(capsys, precision):
     directional_bias.main([*LINEAR, *ON_GPU, "--precision", precision, "--output", "run"])
-    (row,) = rows("run")
-    assert float(row["test_accuracy"]) > 97
-    name = runs.device_name(torch.device(DEVICE))
-    assert f"; {DEVICE}" in capsys.readouterr().out
-    assert json.loads(Path("run/config.json").read_text())["environment"]["device"] == name
+    (row,) = tables.read_rows(Path("run/accuracies.csv"))
+    assert float(row["test_accuracy"]) > 97 and row["device"] == torch.cuda.get_device_name()
+    assert f"on {DEVICE} ({row['device']})" in capsys.readouterr().out
+    assert json.loads(Path("run/config.json").read_text())["settings"]["precision"] == precision
+
+
+def test_trainings_use_tf32_unless_told_otherwise():
+    default = "tf32" if torch.cuda.get_device_capability() >= (8, 0) else "fp32"
+    for script in (directional_bias, poison_cifar):
+        assert script.parse_arguments([]).precision == default
 
 
 def trained(model, *, graphs):
@@ -90,9 +96,9 @@ def test_a_training_by_graphs_has_the_numbers_of_a_plain_one(monkeypatch, arch):
 
 
 def test_a_prediction_is_made():
-    directional_bias.main(["--arch", "lenet", "--predict", "2", *ON_GPU, "--output", "run"])
-    shares = {(row["frequency_y"], row["frequency_x"]): float(row["share"]) for row in rows("run/predicted.csv")}
-    assert len(shares) == 130 and shares["-2", "0"] > 2 * shares["-16", "-16"] > 0
+    predict.main(["--arch", "lenet", "--num-networks", "2", *ON_GPU, "--output", "run"])
+    found = {(row["frequency_y"], row["frequency_x"]): float(row["sensitivity"]) for row in rows("run/predicted.csv")}
+    assert len(found) == 130 and found["-2", "0"] > 2 * found["-16", "-16"] > 0
 
 
 @pytest.mark.parametrize("network", ["--arch tests.tiny_images:with_dropout", "--arch vgg11 --precision bf16"])
@@ -131,7 +137,7 @@ def test_nads_are_computed_in_two_calls_and_their_sums_are_kept():
     for number in (3, 5):
         command = ["--arch", "lenet", "--num-networks", number, *ON_GPU, "--output", "run"]
         nad_computation.main([str(argument) for argument in command])
-    assert nad_computation.read_sums(Path("run"), 1024).numbers == {0, 1, 2, 3, 4}
+    assert nad_computation.finished_networks(Path("run")) == {0, 1, 2, 3, 4}
     nads = np.load("run/LeNet_NADs.npy").astype(np.float64)
     np.testing.assert_allclose(nads @ nads.T, np.eye(1024), atol=1e-5)
 
@@ -147,10 +153,10 @@ def test_images_are_those_of_the_cpu(nads_file, transform):
 
 
 @pytest.mark.parametrize("script", RANKS)
-def test_two_ranks_share_one_gpu_and_give_the_numbers_of_one(tmp_path, script):
+def test_two_processes_share_one_gpu_and_give_the_numbers_of_one(tmp_path, script):
     options, name = RANKS[script]
     output = ["--output", str(tmp_path / "ranks")]
-    assert "ranks: 2" in run_on_ranks(script, *options.split(), *ON_GPU, *output, folder=tmp_path)[0]
+    assert "2 workers" in run_on_ranks(script, *options.split(), *ON_GPU, *output, folder=tmp_path)[0]
     importlib.import_module(script).main([*options.split(), *ON_GPU, "--output", "one"])
     read = numbers if name.endswith("csv") else np.load
     # An accuracy may differ by an image or two: sums on a GPU are not always taken in the same order.

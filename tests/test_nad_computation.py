@@ -7,15 +7,14 @@ import sys
 import numpy as np
 import pytest
 import torch
-from utils.covariance import NADs, log_variance_correlation, subspace_overlap
 
 import nad_computation
 from models import build_model, identity, paper_name
-from nad_computation import NUM_NETWORKS, ROOT, STEP, compute_nads, draw_point, read_sums
+from nad_computation import NUM_NETWORKS, ROOT, STEP, compute_nads, draw_point, sampled_nads
 from tests.helpers import refusal, run_on_ranks
-from utils import runs
-from utils.directions import load_array, load_nads
+from utils import files, runs
 from utils.last_layer import draw_network, network_rows
+from utils.nads import NADs, load_array, load_nads, log_variance_correlation, read_sums, subspace_overlap
 
 TINY = "tests.tiny_networks"
 PLAIN = f"{TINY}:plain"
@@ -89,11 +88,12 @@ def test_the_marginal_estimate_is_the_mean_of_many_sampled_ones_within_the_sampl
     assert ((along[0].mean(0) - along[1].mean(0)).abs() < 4.5 * error).all()
 
 
-def test_bf16_keeps_the_first_directions():
-    options = {"num_networks": 20, "image_size": 8}
-    exact, rounded = (compute_nads(PLAIN, precision=p, **options)[0] for p in ("fp32", "bf16"))
-    assert not np.array_equal(exact.directions, rounded.directions)
-    assert subspace_overlap(exact.directions, rounded.directions, 5) > 0.99
+def test_the_command_gives_the_nads_of_the_papers_protocol(tmp_path):
+    nad_computation.main(arguments(tmp_path, "--estimator", "sampled", "--num-networks", 200))
+    nads = sampled_nads(lambda: build_model(PLAIN, 1, 1, 8), draw_point(image_size=8), num_networks=200)
+    rows, values, _ = arrays(tmp_path)
+    np.testing.assert_allclose(values[:40], nads.singular_values[:40], rtol=1e-5)
+    assert subspace_overlap(rows, nads.directions, 10) == pytest.approx(1, abs=1e-6)
 
 
 def test_a_torchvision_network_gives_nads_of_colour_images():
@@ -117,7 +117,6 @@ def test_a_network_whose_last_layer_starts_at_zero_has_nads_by_the_marginal_esti
         (["--estimator", "sampled", "--num-networks", 1], "--num-networks 1 has no covariance"),
         (["--num-networks", 0], "'0' is not a positive whole number"),
         (["--step", "nan"], "'nan' is not a positive number"),
-        (["--precision", "tf32"], "precision tf32 needs a CUDA device"),
         (["--arch", "lenet"], "LeNet needs images of at least 16x16"),
         (["--arch", f"{TINY}:ends_in_convolution"], "does not end in a linear layer of its own: use --estimator"),
     ],
@@ -143,12 +142,10 @@ def test_a_folder_with_other_settings_more_networks_or_damaged_sums_is_refused_a
     assert "has networks up to number 5: ask for 6 or more" in error
     elsewhere = ["--output", tmp_path, "--checkpoints", tmp_path / "new"]
     error = refusal(capsys, nad_computation.main, *command, "--num-networks", 5, *elsewhere)
-    assert "NADs.json is of other settings (num_networks was 6, now 5)" in error
-    error = refusal(capsys, nad_computation.main, *command, "--step", 10, *elsewhere)
-    assert "NADs.json is of other settings (step was 100.0, now 10.0): choose another --output" in error
+    assert "NADs.json is of 6 networks, more than 5: choose another --output" in error
     torch.save(torch.load(tmp_path / "part-0.pt") | {"outer": torch.zeros(6, 4)}, tmp_path / "part-0.pt")
     error = refusal(capsys, nad_computation.main, *command)
-    assert f"the checkpoint {tmp_path / 'part-0.pt'} does not hold what it should" in error
+    assert f"the checkpoint {tmp_path / 'part-0.pt'} does not hold sums of 64 pixels" in error
     np.testing.assert_array_equal(arrays(tmp_path)[0], before)
 
 
@@ -166,12 +163,13 @@ def test_the_command_writes_arrays_their_description_and_figures(tmp_path, capsy
     assert rows.shape == (144, 144) and rows.dtype == values.dtype == np.float32
     np.testing.assert_array_equal(rows, nads.directions)
     np.testing.assert_array_equal(values, nads.singular_values.astype(np.float32))
-    assert about.pop("environment").keys() >= {"commit", "python", "torch", "numpy"}
+    assert about.pop("torch") == torch.__version__ and about.pop("seconds") > 0
+    assert {about.pop(name) is not None for name in ("commit", "command")} == {True}
     assert "√(9999·λ)" in about.pop("scale")
     agreement = round(sums.agreement("marginal", 100), 4)
     arch = identity(PLAIN, build_model(PLAIN, 1, 1, 12))
     expected = {"arch": arch, "estimator": "marginal", "num_channels": 1, "image_size": 12, "seed": 0}
-    expected |= {"step": 100.0, "precision": "fp32", "device": "cpu", "num_networks": 20}
+    expected |= {"step": 100.0, "device": runs.device_name(torch.device("cpu")), "num_networks": 20}
     assert about == expected | {"agreement": {"k": 100, "split_half_overlap": agreement}}
     out = capsys.readouterr().out
     assert f"20 networks; two halves agree to {agreement:.3f} on the first 100 directions" in out
@@ -179,11 +177,11 @@ def test_the_command_writes_arrays_their_description_and_figures(tmp_path, capsy
 
 
 def test_a_variant_is_labelled_and_colour_images_are_flattened_rows(tmp_path):
-    options = ["--num-channels", 3, "--estimator", "sampled", "--precision", "bf16", "--num-networks", 3]
+    options = ["--num-channels", 3, "--estimator", "sampled", "--num-networks", 3]
     nad_computation.main(arguments(tmp_path, *options, size=6))
     rows, values, about = arrays(tmp_path)
     assert rows.shape == (108, 108) and values.shape == (108,)
-    assert (about["estimator"], about["precision"], about["num_channels"]) == ("sampled", "bf16", 3)
+    assert (about["estimator"], about["num_channels"]) == ("sampled", 3)
     assert about["agreement"] == {"k": 100, "split_half_overlap": None}  # of fewer than four networks
 
 
@@ -199,9 +197,9 @@ def test_the_defaults_are_the_papers():
 
 @pytest.mark.parametrize("estimator", ["marginal", "sampled"])
 def test_more_networks_added_later_and_a_run_cut_short_give_the_same_as_all_at_once(tmp_path, monkeypatch, estimator):
-    def covariance(number, folder=None):
-        options = {"estimator": estimator, "num_networks": number, "image_size": 8, "folder": folder}
-        return compute_nads(PLAIN, **options)[1].covariance(estimator)
+    def covariance(folder, number):
+        nad_computation.main(arguments(folder, "--estimator", estimator, "--num-networks", number))
+        return read_sums(folder.glob("part-*.pt"), 64).covariance(estimator)
 
     def interrupted(*args, **kwargs):
         left.pop()
@@ -209,27 +207,28 @@ def test_more_networks_added_later_and_a_run_cut_short_give_the_same_as_all_at_o
             raise KeyboardInterrupt
         return network_rows(*args, **kwargs)
 
-    once, later, cut = covariance(10), tmp_path / "later", tmp_path / "cut"
-    later.mkdir()
-    assert torch.equal([covariance(number, later) for number in (4, 7, 10, 10)][-1], once)
-    cut.mkdir()
+    once = compute_nads(PLAIN, estimator=estimator, num_networks=10, image_size=8)[1].covariance(estimator)
+    assert torch.equal([covariance(tmp_path / "later", number) for number in (4, 7, 10, 10)][-1], once)
     network_rows, left = nad_computation.network_rows, [*range(7)]
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(SystemExit, match="130"):
         patch.setattr(files, "CHECKPOINT_SECONDS", 0)
         patch.setattr(nad_computation, "network_rows", interrupted)
-        covariance(10, cut)
-    assert read_sums(cut, 64).numbers == set(range(6))
-    assert torch.equal(covariance(10, cut), once)
+        covariance(tmp_path / "cut", 10)
+    assert nad_computation.finished_networks(tmp_path / "cut") == set(range(6))
+    assert torch.equal(covariance(tmp_path / "cut", 10), once)
 
 
-def test_two_ranks_of_torchrun_continue_a_run_to_the_numbers_of_one(tmp_path):
+@pytest.mark.parametrize("options", [["--workers", "3"], None])
+def test_workers_and_torchrun_continue_a_run_to_the_numbers_of_one(tmp_path, options):
     nad_computation.main(arguments(tmp_path / "run", "--num-networks", 5))
-    command = arguments(tmp_path / "run", "--num-networks", 9)
-    assert run_on_ranks("nad_computation", *command, folder=ROOT)[0].count("networks; two halves") == 1
-    assert torch.load(tmp_path / "run" / "part-1.pt")["numbers"] == [6, 8]
-    nads, _ = compute_nads(PLAIN, num_networks=9, image_size=8)
+    command = arguments(tmp_path / "run", "--num-networks", 11)
+    if options:
+        nad_computation.main([*command, *options])
+    else:
+        assert run_on_ranks("nad_computation", *command, folder=ROOT)[0].count("networks; two halves") == 1
+    nads, _ = compute_nads(PLAIN, num_networks=11, image_size=8)
     rows, values, about = arrays(tmp_path / "run")
-    assert about["num_networks"] == 9
+    assert about["num_networks"] == 11 and len(list((tmp_path / "run").glob("part-*.pt"))) == (3 if options else 2)
     np.testing.assert_allclose(rows, nads.directions, rtol=0, atol=1e-6)
     np.testing.assert_allclose(values, nads.singular_values, rtol=1e-6, atol=1e-6)
 
@@ -267,7 +266,8 @@ def test_the_shipped_arrays_are_nads_made_by_their_script_in_their_place(monkeyp
     rows = nads.directions.astype(np.float64)
     np.testing.assert_allclose(rows @ rows.T, np.eye(1024), atol=1e-5)
     assert (np.diff(nads.singular_values) <= 0).all() and nads.singular_values[-1] >= 0
-    expected = nad_computation.settings(args) | {"num_networks": args.num_networks, "device": about["device"]}
+    expected = nad_computation.settings(args) | {"num_networks": args.num_networks}
+    del expected["device"]  # there by its name
     assert {key: about[key] for key in expected} == expected
     assert about["agreement"]["k"] == 100 and 0 < about["agreement"]["split_half_overlap"] <= 1
 

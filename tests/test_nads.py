@@ -23,7 +23,6 @@ from utils.nads import (
     subspace_overlap,
 )
 
-
 # --- Central differences
 
 
@@ -134,7 +133,10 @@ def test_the_marginal_covariance_is_the_mean_of_the_networks_outer_products_and_
 @given(order=st.permutations(range(6)), cut=st.integers(1, 5))
 @settings(max_examples=30)
 def test_neither_the_order_of_the_networks_nor_a_division_into_parts_matters(tmp_path_factory, order, cut):
-    networks, folder = torch.randn(6, 3, 5, generator=torch.Generator().manual_seed(0)), tmp_path_factory.mktemp("parts")
+    networks, folder = (
+        torch.randn(6, 3, 5, generator=torch.Generator().manual_seed(0)),
+        tmp_path_factory.mktemp("parts"),
+    )
     for number, part in enumerate((order[:cut], order[cut:], order[:cut])):  # the last one is a copy of the first
         sum_of(networks[part], part).save(folder / f"part-{number}.pt")
     merged, whole = read_sums(folder.glob("*.pt"), 5), sum_of(networks)

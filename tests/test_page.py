@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from docs import make_page
-from NADs_scripts import designs
+from studies import designs
 from tests.helpers import ROOT, rows, wait_until
 from utils import plotting, tables
 from utils.directions import canonical_frequency, frequency_grid
@@ -52,7 +52,7 @@ def test_the_page_is_one_file_that_loads_nothing(made):
 def on_map(table, column, file):
     """A column by cell as it stands in the table; of the designs also mirror images, and for accuracies transposes."""
     cells = {(int(row["frequency_y"]), int(row["frequency_x"])): row[column] for row in table}
-    if file == "designs/accuracies.csv":
+    if file == "studies/designs/accuracies.csv":
         numbers = designs.unfolded(designs.folded({cell: float(text) for cell, text in cells.items()}))
         cells = {cell: f"{number:.6g}" for cell, number in numbers.items()}
     mirrored = {canonical_frequency(y, -x): text for (y, x), text in cells.items()} if "designs" in file else {}
@@ -63,29 +63,36 @@ def test_the_maps_are_those_of_the_tables_as_they_stand_there(made):
     seen = set()
     for name, entry in content(made)["entries"].items():
         for one in [entry, *entry.get("measured", [])]:
-            if one["file"] != "atlas/atlas.csv":  # its maps are in an array
+            if one["file"] != "studies/atlas/atlas.csv":  # its maps are in an array
                 table = [row for row in rows(RESULTS / one["file"]) if row.get("network", name) == name]
-                values, column = (one["shares"], "share") if one is entry else (one["values"], "test_accuracy")
+                values, column = (
+                    (one["sensitivity"], "sensitivity") if one is entry else (one["values"], "test_accuracy")
+                )
                 assert values.split() == on_map(table, column, one["file"])
                 seen.add(one["file"])
     trained = {path.name for path in RESULTS.glob("directional_bias_*.csv") if "published" not in path.name}
-    assert trained | {"prediction/maps.csv", "designs/predictions.csv", "designs/accuracies.csv"} <= seen
+    assert (
+        trained | {"studies/stability/maps.csv", "studies/designs/predictions.csv", "studies/designs/accuracies.csv"}
+        <= seen
+    )
 
 
 def test_the_atlas_is_shown_where_there_is_one_and_what_is_missing_is_left_out(tmp_path):
     empty = content(make(tmp_path, "--results", tmp_path))
     assert empty["entries"] == {} and empty["tree"] is None and empty["nads"]["LeNet"]["curves"] == []
-    (tmp_path / "atlas").mkdir()
+    (tmp_path / "studies" / "atlas").mkdir(parents=True)
     table = [("lenet", "0.677", ""), ("torchvision:large", "", "too <large>"), ("torchvision:b", "0.5", "")]
     columns = ("architecture", "roughness", "why_not")
-    tables.write_rows(tmp_path / "atlas" / "atlas.csv", [dict(zip(columns, row, strict=True)) for row in table])
+    tables.write_rows(
+        tmp_path / "studies" / "atlas" / "atlas.csv", [dict(zip(columns, row, strict=True)) for row in table]
+    )
     frequencies, y = list(dict.fromkeys(CELLS)), np.random.default_rng(0)
     maps = [dict(zip(frequencies, y.uniform(0.1, 10, len(frequencies)), strict=True)) for _ in range(2)]
     maps = np.array([[values[cell] for cell in CELLS] for values in maps], np.float32)
-    np.save(tmp_path / "atlas" / "maps.npy", maps.reshape(2, 16, 16))
+    np.save(tmp_path / "studies" / "atlas" / "maps.npy", maps.reshape(2, 16, 16))
     found = content(make(tmp_path, "--results", tmp_path))
     assert list(found["entries"]) == ["LeNet", "b"] and found["skipped"] == {"large": "too <large>"}
-    assert found["entries"]["b"]["shares"].split() == [f"{value:.4g}" for value in maps[1]]
+    assert found["entries"]["b"]["sensitivity"].split() == [f"{value:.4g}" for value in maps[1]]
     assert found["entries"]["b"]["facts"] == {"roughness": "0.5"} and len(found["tree"]["names"]) == 2
     rms = np.sqrt(np.mean(np.log2(maps[0] / maps[1]) ** 2))
     assert found["entries"]["LeNet"]["near"] == [["b", f"{2**rms:.2f}"]]
@@ -165,11 +172,11 @@ def test_a_browser_moves_types_clicks_and_finds_no_error(browser, made, tmp_path
     ActionChains(browser).move_to_element(cell(4, -6)).perform()
     assert find("#h-cell").text == "Frequency 4 up, −6 across"
     at, lenet = frequency_grid(32).index(4) * 16 + frequency_grid(32).index(-6), entries["LeNet"]
-    share, accuracy = lenet["shares"].split()[at], lenet["measured"][0]["values"].split()[at]
+    sensitivity, accuracy = lenet["sensitivity"].split()[at], lenet["measured"][0]["values"].split()[at]
     shown = [one.text for one in browser.find_elements(By.CSS_SELECTOR, "#cell-numbers tr:nth-child(2) button")]
-    assert shown == [share, f"{accuracy} %"]
-    figure = plotting.map_figure({(4, -6): float(share)}, 32, "", shares=True)
-    color = "".join(f"{round(255 * part):02x}" for part in figure.axes[0].images[0].to_rgba(float(share))[:3])
+    assert shown == [sensitivity, f"{accuracy} %"]
+    figure = plotting.map_figure({(4, -6): float(sensitivity)}, 32, "", scale="sensitivity")
+    color = "".join(f"{round(255 * part):02x}" for part in figure.axes[0].images[0].to_rgba(float(sensitivity))[:3])
     assert Color.from_string(cell(4, -6).value_of_css_property("background-color")).hex == f"#{color}"
     ActionChains(browser).move_to_element(find("h1")).perform()
     assert find("#h-cell").text == "Frequency −2 up, −2 across"
@@ -179,7 +186,7 @@ def test_a_browser_moves_types_clicks_and_finds_no_error(browser, made, tmp_path
     # The keyboard: into the map, to the next cell; an unknown and a known name.
     find("#search-a").send_keys(Keys.TAB, Keys.NULL)
     focused().send_keys(Keys.ARROW_RIGHT)
-    assert "vertical 4, horizontal −4: share" in focused().get_attribute("aria-label")
+    assert "vertical 4, horizontal −4: relative sensitivity" in focused().get_attribute("aria-label")
     wait_until(lambda: address().get("k") == "4,-4", seconds=5)
     find("#search-a").send_keys("no such", Keys.ENTER)
     assert "no such" in find("#said-a").text

@@ -14,8 +14,8 @@ from models import build_model
 from poison_cifar import ROOT, carrier, flip, main, parse_arguments, poison, prepare, train_and_test
 from tests.helpers import count_epochs, refusal, rows, run_on_ranks
 from tests.tiny_images import write_cifar10, write_folder
-from utils import cifar, distributed, files, plotting, runs, seeding, training
-from utils.directions import load_nads
+from utils import cifar, files, plotting, seeding, training
+from utils.nads import load_nads
 
 TINY = "--arch logreg --data images --epochs 3 --batch-size 8 --max-lr 0.02 --device cpu".split()
 MEAN = torch.tensor(cifar.CIFAR10_MEAN).view(3, 1, 1)
@@ -124,7 +124,7 @@ def test_a_flip_reverses_the_coefficients_and_keeps_norms_and_inner_products(nad
 
 
 def test_poison_comes_before_the_normalisation_and_into_the_training_images_only(data, nads):
-    images = prepare(data, nads=nads, nad_index=30)
+    images = prepare(data, transform="poison", nads=nads, nad_index=30)
     assert list(images) == ["train", "test", "carrying"]
     assert torch.allclose(images["test"], (data.test_images / 255 - MEAN) / STD, rtol=0, atol=1e-5)
     pixels = {"train": data.train_images / 255, "carrying": data.test_images / 255}
@@ -144,7 +144,7 @@ def test_a_flip_comes_after_the_normalisation_and_into_all_images(data, nads):
 
 
 def test_without_a_transform_images_are_normalised_only(data):
-    images = prepare(data, transform="none", mean=(0.1, 0.2, 0.3), std=(1.0, 2.0, 4.0))
+    images = prepare(data, mean=(0.1, 0.2, 0.3), std=(1.0, 2.0, 4.0))
     mean, std = torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1), torch.tensor([1, 2, 4]).view(3, 1, 1)
     assert list(images) == ["train", "test"]
     assert torch.allclose(images["train"], (data.train_images / 255 - mean) / std, rtol=0, atol=1e-6)
@@ -155,7 +155,7 @@ def test_a_network_learns_the_carrier_where_the_images_hold_nothing_else(nads):
     pixels = torch.randint(100, 156, (700, 3, 32, 32), generator=generator, dtype=torch.uint8)
     labels = torch.arange(700) % 10
     data = cifar.ImageData(pixels[:500], labels[:500], pixels[500:], labels[500:], tuple("abcdefghij"))
-    images = prepare(data, nads=nads, nad_index=50, epsilon=4.0)
+    images = prepare(data, transform="poison", nads=nads, nad_index=50, epsilon=4.0)
     _, history = train_and_test(images, data.train_labels, data.test_labels, arch="logreg", epochs=12, max_lr=0.05)
     assert history[-1]["train_accuracy"] == 100 and history[-1]["carrying_accuracy"] > 95
     assert history[-1]["test_accuracy"] < 30
@@ -168,8 +168,8 @@ def test_cifar10_goes_through_the_whole_script(tmp_path, monkeypatch, nads_file,
     write_cifar10(tmp_path / "data", monkeypatch)
     output = start("run", nads_file, "--data", "data", "--nad-index", "5,1022")
     kinds = {"history": "csv", "weights": "pt", "curves": "png", "images": "png"}
-    files = {f"{kind}-nad{index}-0.{end}" for kind, end in kinds.items() for index in (5, 1022)}
-    assert names(output) == files | {"accuracy.png", "accuracies.csv", "config.json", ".lock"}
+    expected = {f"{kind}-nad{index}-0.{end}" for kind, end in kinds.items() for index in (5, 1022)}
+    assert names(output) == expected | {"accuracy.png", "accuracies.csv", "config.json", "items"}
     assert all(path.stat().st_size > 2000 for path in output.glob("*.png"))
     text = capsys.readouterr().out
     for said in ("accuracy, NAD 5: ", "accuracy, NAD 1022: ", "figure: run/accuracy.png", "rows: run/accuracies.csv"):
@@ -177,7 +177,7 @@ def test_cifar10_goes_through_the_whole_script(tmp_path, monkeypatch, nads_file,
 
     # A row is the training that the functions do, with the paper's normalisation.
     data = cifar.load_images(Path("data"))
-    images = prepare(data, nads=load_nads(nads_file, 1024), nad_index=5)
+    images = prepare(data, transform="poison", nads=load_nads(nads_file, 1024), nad_index=5)
     recipe = {"arch": "logreg", "seed": seeding.seed_of(0, 0), "epochs": 3, "batch_size": 8, "max_lr": 0.02}
     _, history = train_and_test(images, data.train_labels, data.test_labels, **recipe)
     saved = rows(output / "history-nad5-0.csv")
@@ -254,21 +254,33 @@ def test_an_interrupted_run_continues_from_its_last_epoch(folder, nads_file, no_
     count_epochs(monkeypatch, stop=epochs)
     with pytest.raises(SystemExit, match="130"):
         start("run", nads_file, *options)
-    assert f"checkpoint-0_{epochs // 3}.pt" in names(Path("run"))
+    assert f"0_{epochs // 3}.pt" in names(Path("run/items"))
     trained = count_epochs(monkeypatch)
     torch.manual_seed(99)  # what happened before in the process has no part in it
     for _ in range(2):  # a finished run trains nothing again
         assert equal_runs(start("run", nads_file, *options), whole)
-    assert trained == [0, 1, 2, 0, 1, 2][epochs:] and names(Path("run")) == names(whole)
+    assert trained == [0, 1, 2, 0, 1, 2][epochs:] and names(Path("run/items")) == names(whole / "items")
 
 
-def test_two_ranks_decode_once_share_the_trainings_and_give_the_rows_of_one(tmp_path, folder, nads_file):
+def test_workers_and_torchrun_share_the_trainings_and_give_the_rows_of_one(tmp_path, folder, nads_file, capfd):
     options = ["--nad-index", "0,5", "--seeds", 2]
-    command = ["poison_cifar", *TINY, *options, "--nads", nads_file, "--output", "ranks"]
-    printed, errors = run_on_ranks(*command, folder=tmp_path)
+    one = start("one", nads_file, *options, "--workers", 1)
+    assert len(rows(one)) == 4
+    (folder / "decoded.pt").unlink()
+    capfd.readouterr()
+    start("workers", nads_file, *options, "--workers", 2)
+    printed, errors = capfd.readouterr()
     assert printed.count("clean test accuracy, NAD 0: ") == errors.count("decoding train images:   0%") == 1
-    one = start("one", nads_file, *options)
-    assert len(rows(one)) == 4 and equal_runs(Path("ranks"), one) and names(Path("ranks")) == names(one)
+    run_on_ranks("poison_cifar", *TINY, *options, "--nads", nads_file, "--output", "torchrun", folder=tmp_path)
+    for other in (Path("workers"), Path("torchrun")):
+        assert equal_runs(other, one) and names(other) == names(one)
+
+
+def test_a_download_by_several_processes_is_refused(nads_file, monkeypatch, capsys):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    command = [*TINY, "--nads", nads_file, "--download", "--output", "run"]
+    assert "fetch the images first, with one of them" in refusal(capsys, main, *command)
 
 
 def test_everything_but_which_rows_are_wanted_counts_among_the_settings(nads_file):
@@ -314,10 +326,11 @@ def test_other_images_are_refused_and_the_same_ones_elsewhere_are_not(tmp_path, 
     ],
     ids=lambda value: " ".join(map(str, value))[:40] if isinstance(value, list) else "",
 )
-def test_bad_input_is_one_line_and_code_2_before_any_work(nads_file, capsys, monkeypatch, options, words):
+def test_bad_input_is_one_line_and_code_2_before_any_work(
+    folder, nads_file, no_figures, capsys, monkeypatch, options, words
+):
     plain = [*TINY, "--nads", str(nads_file)]
-    Path("finished").mkdir()
-    files.save_json(Path("finished/config.json"), {"settings": poison_cifar.settings(parse_arguments(plain))})
-    monkeypatch.setattr(distributed, "launch", None)
+    start("finished", nads_file, "--epochs", 3)
+    monkeypatch.setattr(poison_cifar, "train_and_test", None)
     assert words in refusal(capsys, main, *plain, "--output", "run", *options)
     assert not Path("run").exists()

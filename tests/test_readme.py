@@ -19,7 +19,10 @@ SMALL = {
     "poison_cifar.py": "--epochs 1 --data {images}",
     "NADs_scripts/figure.py": "--output {output}/nads.png",
     "NADs_scripts/compare.py": "",
-    "NADs_scripts/atlas.py": "--arch logreg",
+    "predict.py": "--arch logreg --image-size 32 --num-channels 1 --num-networks 1",
+    "studies/atlas.py": "--arch logreg",
+    "studies/designs.py": "--output {output}/designs",
+    "studies/stability.py": "",
 }
 
 
