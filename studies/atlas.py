@@ -61,8 +61,8 @@ def predicted_map(arch: str, device: torch.device) -> dict:
             kind = "sampled" if estimator == "sampled" else "small" if num_parameters < SMALL_MODEL else "large"
             along, random = squared_differences(directions.to(device), arch=arch, num_networks=NUM_NETWORKS[kind])
             halves = [relative_sensitivity(along[part::2], random[part::2]) for part in (0, 1)]
-        except Refusal as error:
-            why_not = str(error)
+        except (ValueError, RuntimeError) as error:  # too small an image for this network
+            why_not = str(error).splitlines()[0]
             continue
         return {
             "parameters": num_parameters,

@@ -182,7 +182,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = cli.ArgumentParser(__doc__)
     trainable = [name for name in NETWORKS if name != "LeNet"]  # its map is in results/
     parser.add_argument("--train", choices=["all", *trainable], help="train this one")
-    parser.add_argument("--output", type=Path, default=RESULTS / "studies" / "designs", help="folder")
+    parser.add_argument("--output", type=cli.path, default=RESULTS / "studies" / "designs", help="folder")
     args = parser.parse_args(argv)
     args.output.mkdir(parents=True, exist_ok=True)
     if not (args.output / "predictions.csv").exists():

@@ -57,9 +57,9 @@ def row_of(values: np.ndarray, best: np.ndarray, keys: list, accuracies: dict[st
 def main(argv: list[str] | None = None) -> None:
     """Predict, compare, write the tables and the figure."""
     parser = cli.ArgumentParser(__doc__)
-    parser.add_argument("--published", type=Path, help="CSV with the published accuracies")
-    parser.add_argument("--output", type=Path, default=RESULTS / "studies" / "stability", help="folder")
-    cli.add_device_argument(parser)
+    parser.add_argument("--published", type=cli.path, help="CSV with the published accuracies")
+    parser.add_argument("--output", type=cli.path, default=RESULTS / "studies" / "stability", help="folder")
+    parser.add_argument("--device", type=cli.device, default="cpu", help="cpu, cuda or cuda:N")
     args = parser.parse_args(argv)
     args.output.mkdir(parents=True, exist_ok=True)
     images, maps, stability, columns = fourier_map(), [], [], {}

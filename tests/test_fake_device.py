@@ -68,7 +68,8 @@ def gpu(monkeypatch):
     monkeypatch.setattr(torch, "Generator", generators.make)
     monkeypatch.setattr(torch.random, "fork_rng", lambda devices: fork_rng([]))
     monkeypatch.setattr(nn.Module, "to", move)
-    monkeypatch.setattr(torch, "equal", lambda a, b: a.device == b.device)
+    for compare in ("equal", "allclose"):
+        monkeypatch.setattr(torch, compare, lambda a, b, **_: a.device == b.device)
     monkeypatch.setattr(torch.Tensor, "item", lambda tensor: 1)
     monkeypatch.setattr(torch.Tensor, "__bool__", lambda tensor: True)
     monkeypatch.setattr(torch.Tensor, "__int__", lambda tensor: 1)

@@ -3,11 +3,11 @@
 import pytest
 import torch
 from torch import nn
-from utils.differences import central_differences
 
 from models import build_model
 from tests import tiny_networks
 from utils.last_layer import draw_network, last_linear, network_rows, weight_rms, without
+from utils.nads import central_differences
 
 
 def draw(name, number=0, size=8):

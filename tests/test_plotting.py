@@ -17,10 +17,10 @@ def test_a_map_has_k_y_in_rows_dc_in_the_middle_and_each_frequency_beside_its_ne
     assert np.array_equal(inner, inner[::-1, ::-1])
 
 
-@pytest.mark.parametrize(("sensitivity", "shape"), [(False, (4, 4)), (True, (8, 8))])
-def test_an_odd_frequency_makes_the_map_finer(tmp_path, sensitivity, shape):
+@pytest.mark.parametrize(("scale", "shape"), [("accuracy", (4, 4)), ("steps", (4, 4)), ("sensitivity", (8, 8))])
+def test_an_odd_frequency_makes_the_map_finer(tmp_path, scale, shape):
     values = {(-2, 0): 2.0, (0, 0): np.nan} | ({(-3, 1): 0.1} if shape == (8, 8) else {})
-    drawn = plotting.map_figure(values, 8, "title", sensitivity=sensitivity)
+    drawn = plotting.map_figure(values, 8, "title", scale=scale)
     (image,) = drawn.axes[0].images
     assert image.get_array().shape == shape
     plotting.save_figure(drawn, tmp_path / "map.png")

@@ -58,7 +58,7 @@ def test_the_atlas_names_the_nearest_by_the_rms_factor(tmp_path, capsys):
     found = re.findall(r"(\w+): its sensitivities differ by a factor of ([\d.]+)", capsys.readouterr().out)
     assert found == [("like", "2.00"), ("unlike", "8.00")]
     unmapped = "--arch", "tests.tiny_networks:nan_head", "--output", tmp_path
-    assert "does not take 1x96x96 images" in refusal(capsys, atlas.main, *unmapped)
+    assert "has no map: mat1 and mat2" in refusal(capsys, atlas.main, *unmapped)
     files.save_array(tmp_path / "maps.npy", np.ones((2, 16, 16)))
     assert "(2, 16, 16) for 3 rows" in refusal(capsys, atlas.main, *unmapped)
 
