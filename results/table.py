@@ -120,9 +120,8 @@ def map_rows(asked: dict[str, str], known: dict) -> list[Row]:
         flat, difference = found["pearson"] == "nan", float(found["mean_absolute_difference"])
         what = f"{title}, cell by cell: mean difference" + ("" if flat else "; correlation")
         theirs, here = ("0", "") if flat else ("0; 1", f"; {number(float(found['pearson']), 3)}")
-        here = f"{number(difference)} points{here}"
         symbol = verdict([("mean difference of two maps or curves", difference)], measured, CELLS)
-        lines.append(Row(what, theirs, here, symbol, str(len(rows)), (run,)))
+        lines.append(Row(what, theirs, f"{number(difference)} points{here}", symbol, str(len(rows)), (run,)))
     return lines
 
 
@@ -154,11 +153,8 @@ def nad_rows(asked: dict[str, str], known: dict) -> list[Row]:
     expected, here = (", ".join(row[f"{by}{key}"] for key in kinds) for row, by in ((sample, "expected_"), (plain, "")))
     others = [row for row in tables.read_rows(RESULTS / "nads" / "points.csv") if row["a"] == plain["a"]]
     here += "".join(f" (ours at another point: {', '.join(row[key] for key in kinds)})" for row in others)
-    expected, what = (
-        f"{expected} (expected of a sample)",
-        f"{title}: log variances along the published NADs, correlation",
-    )
-    return [*lines, Row(f"{what}; overlap at k = 100", expected, here, verdict(differences), "", (source, file))]
+    what = f"{title}: correlation of log variances along the published NADs; overlap at k = 100"
+    return [*lines, Row(what, f"{expected} (expected of a sample)", here, verdict(differences), "", (source, file))]
 
 
 def curve_rows(asked: dict[str, str], known: dict) -> list[Row]:
