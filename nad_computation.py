@@ -34,7 +34,7 @@ from utils.last_layer import draw_network, estimator_for, network_rows
 ROOT = Path(__file__).resolve().parent
 # The paper draws 10,000 networks; with the last layer integrated out, 1,000 give more.
 NUM_NETWORKS = {"sampled": 10_000, "marginal": 1_000}
-STEP = 100.0  # s; another step finds other directions, see results/nad_step.csv
+STEP = 100.0  # s; another step finds other directions, see results/nads/step.csv
 AGREEMENT_K = 100  # directions on which the agreement of two halves is reported
 
 

@@ -172,7 +172,7 @@ def collect(folder: Path, output: Path) -> dict[str, dict[tuple[int, int], float
     ordered = sorted(kept, key=lambda which: (names.index(which[0]), which[1]))
     if ordered:
         tables.write_rows(path, [kept[which] for which in ordered])
-    whole = tables.read_rows(ROOT / "results" / "directional_bias_lenet.csv", FREQUENCY)
+    whole = tables.read_rows(ROOT / "results" / "directional_bias" / "LeNet-fourier" / runs.ROWS, FREQUENCY)
     accuracies = {"LeNet": {key_of(row): float(row["test_accuracy"]) for row in whole}}
     for name, key in ordered:
         accuracies.setdefault(name, {})[key] = float(kept[name, key]["test_accuracy"])

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from directional_bias import KEYS, ROOT, SETS_IN, STEP, auc, limits, share, variance_along
 from models import paper_name
-from utils import cli, files, plotting, tables
+from utils import cli, files, plotting, runs, tables
 from utils.directions import canonical_frequency, fourier_map
 
 STUDIED = [  # architecture, with pooling, seeds, networks for each
@@ -40,8 +40,8 @@ def kept(folder: Path, arch: str, pooling: bool, seed: int, num_networks: int, d
 
 def measured_map(arch: str, pooling: bool) -> dict[tuple[int, ...], float]:
     """The accuracies in results/, fp32 or bf16, by canonical frequency; none where none was measured."""
-    name = f"directional_bias_{arch}{'' if pooling else '_nopooling'}"
-    paths = [ROOT / "results" / f"{name}{precision}.csv" for precision in ("", "_bf16")]
+    folder, variant = ROOT / "results" / "directional_bias", "" if pooling else "-nopooling"
+    paths = [folder / f"{paper_name(arch)}{precision}{variant}-fourier" / runs.ROWS for precision in ("", "-bf16")]
     rows = [row for file in paths for row in tables.read_rows(file, FREQUENCY)]
     return tables.means(rows, FREQUENCY)
 

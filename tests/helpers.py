@@ -17,6 +17,7 @@ from utils.training import learning_rate
 ROOT = Path(__file__).resolve().parents[1]
 READMES = [ROOT / "README.md", ROOT / "NADs" / "README.md", *(ROOT / "results").rglob("README.md")]
 READMES = {path: path.read_text(encoding="utf-8") for path in READMES}
+LEFT_OUT = ("seconds", "device", "torch", "commit")
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
 
 
@@ -46,10 +47,10 @@ def refusal(capsys, main, *argv):
 
 
 def rows(path):
-    """The rows of a CSV file, or of the one in a run's folder, without their timings, as text."""
+    """The rows of a CSV file, or of the one in a run's folder, without their timings and origin, as text."""
     path = Path(path) / "accuracies.csv" if Path(path).is_dir() else path
     with open(path, newline="") as file:
-        return [{key: value for key, value in row.items() if key != "seconds"} for row in csv.DictReader(file)]
+        return [{key: value for key, value in row.items() if key not in LEFT_OUT} for row in csv.DictReader(file)]
 
 
 def count_epochs(monkeypatch, *, stop=None):

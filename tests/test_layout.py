@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 GROUND = ("models", "utils")
-ROOMS = (*GROUND, "NADs_scripts", "docs", "benchmarks", "tests")
+ROOMS = (*GROUND, "NADs_scripts", "results", "docs", "benchmarks", "tests")
 SCRIPTS = ["directional_bias", "nad_computation", "poison_cifar"]  # not what a user puts beside them
 # What each may import of the project. The notebook and the tests may import all of it but each other.
 ALLOWED = {"models": {"models"}, "utils": {"utils"}} | {script: {*GROUND, *SCRIPTS} for script in SCRIPTS}
@@ -17,7 +17,7 @@ ALLOWED["docs"] = {*GROUND, *SCRIPTS, "NADs_scripts", "docs"}
 IN_ROOMS = [path for room in ROOMS for path in (ROOT / room).rglob("*.py")]
 FILES = sorted([*(ROOT / f"{script}.py" for script in SCRIPTS), *IN_ROOMS])
 MAX_LINES = 3_210  # of models, utils, scripts and NADs_scripts without the studies; it may only fall, to 3,000
-STUDIES = ("atlas.py", "designs.py")
+STUDIES = ("atlas.py", "designs.py", "prediction.py")
 
 
 def room(path):
@@ -77,6 +77,6 @@ def test_the_formatter_decides_the_layout_without_exceptions():
 
 
 def test_what_must_be_read_to_trust_a_number_is_small():
-    counted = [p for p in OWN_FILES if room(p) not in ("benchmarks", "docs") and p.name not in STUDIES]
+    counted = [p for p in OWN_FILES if room(p) not in ("benchmarks", "docs", "results") and p.name not in STUDIES]
     counts = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in counted}
     assert sum(counts.values()) <= MAX_LINES, sorted(counts.items(), key=lambda item: -item[1])[:5]

@@ -68,7 +68,9 @@ def test_the_maps_are_those_of_the_tables_as_they_stand_there(made):
                 values, column = (one["shares"], "share") if one is entry else (one["values"], "test_accuracy")
                 assert values.split() == on_map(table, column, one["file"])
                 seen.add(one["file"])
-    trained = {path.name for path in RESULTS.glob("directional_bias_*.csv") if "published" not in path.name}
+    names = ["LogReg", "LeNet", "VGG11-bf16", "ResNet18-bf16", "DenseNet121-bf16"]
+    names += ["LeNet-nopooling", "LeNet-sigma1", "LeNet-nopooling-sigma1"]
+    trained = {f"directional_bias/{name}-fourier/accuracies.csv" for name in names}
     assert trained | {"prediction/maps.csv", "designs/predictions.csv", "designs/accuracies.csv"} <= seen
 
 
@@ -106,8 +108,10 @@ def test_nads_and_curves_are_those_of_the_files(made):
             assert {index for index, _ in curve["points"]} <= set(one["indices"])
     shown = [kinds for one in nads.values() for kinds in one["trained"].values()]
     shown = {one["file"]: one["rows"] for kinds in shown for one in kinds.values()}
-    files = {path.name for kind in ("poison", "original", "flip") for path in RESULTS.glob(f"{kind}_*.csv")}
-    assert shown.keys() == files - {"flip_lenet_variants.csv"}  # one recipe each
+    runs = {path.parent.name: path for path in RESULTS.glob("poison_cifar/*/accuracies.csv")}
+    other = ("lr0.05", "lr0.02", "published_nads")  # neither the paper's recipe nor its epochs cut short
+    files = {str(path.relative_to(RESULTS)) for name, path in runs.items() if not name.split("-")[1].startswith(other)}
+    assert shown.keys() == files
     for file, means in shown.items():
         left = rows(RESULTS / file)
         for one in means:
@@ -122,7 +126,14 @@ def test_nads_and_curves_are_those_of_the_files(made):
             left = [row for row in left if row not in own]
         assert not left
     along = {curve["file"] for one in nads.values() for curve in one["curves"]}
-    assert along == {path.name for path in RESULTS.glob("nad_accuracies_*.csv") if not path.stem.endswith("published")}
+    assert along == {str(path.relative_to(RESULTS)) for path in RESULTS.glob("directional_bias/*-nads/accuracies.csv")}
+
+
+def test_a_number_of_a_run_has_the_command_of_its_config(made):
+    commands = dict(content(made)["commands"])
+    for path in RESULTS.glob("*/*/config.json"):
+        command = json.loads(path.read_text())["command"].split(" --frequency")[0]
+        assert commands[f"`{path.parent.relative_to(RESULTS)}/accuracies.csv`"].startswith(f"`python {command}")
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ class Spread(NamedTuple):
 def mean_and_spread(
     rows: list[dict[str, str]], keys: Sequence[str], column: str = "test_accuracy"
 ) -> dict[tuple[int, ...], Spread]:
-    """Mean, standard deviation and number of the values in a column, by `keys`. Trainings that diverged do not count."""
+    """Mean, spread and number of the values in a column, by `keys`. Trainings that diverged do not count."""
     values: dict[tuple[int, ...], list[float]] = {}
     for row in rows:
         if math.isfinite(value := float(row[column])):
