@@ -97,13 +97,13 @@ def folded(rows: list[dict[str, str]]) -> dict[tuple[int, ...], float]:
 def whole_map(rows: list[dict[str, str]]) -> dict[tuple[int, ...], float]:
     """Accuracies at the map's 256 cells: of the cell itself, or else of its mirror image, if one was trained."""
     cells, images, grid = tables.means(rows, FREQUENCY), folded(rows), product(frequency_grid(32), repeat=2)
-    both = ((cell, cells.get(canonical_frequency(*cell), images.get(tuple(map(abs, cell))))) for cell in grid)
-    return {cell: value for cell, value in both if value is not None}
+    found = {cell: cells.get(canonical_frequency(*cell), images.get(tuple(map(abs, cell)))) for cell in grid}
+    return {cell: value for cell, value in found.items() if value is not None}
 
 
 def map_rows(asked: dict[str, str], known: dict) -> list[Row]:
-    """A map's summary, and its cells one by one where they were compared with the published."""
-    kind, title, network, run = (asked[key] for key in ("kind", "title", "network", "runs"))
+    """A map's summary, judged if it is whole (or the ablation), and its cells one by one where they were compared."""
+    kind, title, network, run = (asked[key] for key in ("items", "title", "network", "runs"))
     stated = {key: known[network, f"{kind}_{key}"] for key in SUMMARY if (network, f"{kind}_{key}") in known}
     what = f"{title}: {', '.join(SUMMARY[key][0] for key in stated)}"
     theirs = ", ".join(f"{value:.0f}" if "cells" in key else number(value) for key, value in stated.items())
@@ -111,7 +111,6 @@ def map_rows(asked: dict[str, str], known: dict) -> list[Row]:
         return [Row(what, theirs, verdict="–")]
     values, measured = np.array(list(whole_map(rows).values())), len(folded(rows))
     ours = {key: SUMMARY[key][1](values) for key in stated}
-    # Counts, and the mean of a published map, are those of the whole.
     judged = [(SUMMARY[key][2], abs(ours[key] - stated[key])) for key in stated if SUMMARY[key][2]]
     symbol = verdict(judged if measured == CELLS or kind != "map" else [], measured, CELLS)
     here = ", ".join(map(number, ours.values())) + ("" if measured == CELLS else f" ({measured} of {CELLS} cells)")
@@ -194,15 +193,14 @@ def cifar_rows(asked: dict[str, str], known: dict) -> list[Row]:
 
 def compared_rows(asked: dict[str, str], known: dict) -> list[Row]:
     """Two runs of the same trainings, the first less the second."""
-    a, b = (tables.means(rows_of(run), asked["items"].split()) for run in asked["runs"].split())
+    what, runs = f"{asked['title']}: mean difference, with its sign; correlation", asked["runs"].split()
+    a, b = (tables.means(rows_of(run), asked["items"].split()) for run in runs)
     x, y = np.array([(a[key], b[key]) for key in a.keys() & b.keys()]).T
-    here = f"{number(np.abs(x - y).mean())} points; {number((x - y).mean())}; {number(np.corrcoef(x, y)[0, 1], 3)}"
-    what, runs = f"{asked['title']}: mean difference, with its sign; correlation", tuple(asked["runs"].split())
-    return [Row(what, "", here, "", str(len(x)), runs)]
+    shown = number(np.abs(x - y).mean()), number((x - y).mean()), number(np.corrcoef(x, y)[0, 1], 3)
+    return [Row(what, "", "{} points; {}; {}".format(*shown), "", str(len(x)), tuple(runs))]
 
 
-KINDS = {"map": map_rows, "nopooling": map_rows, "nads": nad_rows, "curve": curve_rows, "cifar": cifar_rows}
-KINDS["compared"] = compared_rows
+KINDS = {"map": map_rows, "nads": nad_rows, "curve": curve_rows, "cifar": cifar_rows, "compared": compared_rows}
 
 
 def reproduction() -> dict[str, list[Row]]:
@@ -237,16 +235,18 @@ def reproduction_table(sections: dict[str, list[Row]], below: Path) -> str:
     return f"{markdown(header, lines)}\n\nOf {len(verdicts)} rows with a published number: {counts}."
 
 
-def times_table() -> str:
-    """The median time of a training, by run and device."""
-    seconds: dict[tuple[str, str], list[float]] = {}
+def runs_table() -> str:
+    """All runs, by device: their mean accuracy, the median time of a training, and the digest of accuracies.csv."""
+    lines = []
     for path in sorted(RESULTS.glob("*/*/accuracies.csv")):
-        for row in tables.read_rows(path):
-            if row["seconds"]:
-                link = f"[{path.parent.name}]({path.parent.relative_to(RESULTS).as_posix()})"
-                seconds.setdefault((link, row["device"]), []).append(float(row["seconds"]))
-    lines = [(*key, str(len(times)), f"{np.median(times):,.0f}") for key, times in seconds.items()]
-    return markdown(("run", "device", "trainings", "seconds of one, median"), lines)
+        rows, folder, digest = tables.read_rows(path), path.parent, files.digest(path.read_bytes())[:8]
+        for device in sorted({row["device"] for row in rows}):
+            own = [row for row in rows if row["device"] == device]
+            seconds = [float(row["seconds"]) for row in own if row["seconds"]]
+            accuracy = np.nanmean([float(row["test_accuracy"]) for row in own])
+            numbers = (str(len(own)), number(accuracy, 2), f"{np.median(seconds):,.0f}" if seconds else "")
+            lines.append((f"[{folder.name}]({folder.parent.name}/{folder.name})", device, *numbers, f"`{digest}`"))
+    return markdown(("run", "device", "trainings", "mean test accuracy", "seconds of one, median", "rows"), lines)
 
 
 def nads_table() -> str:
@@ -277,7 +277,7 @@ def documents() -> dict[Path, str]:
         ("README.md", "reproduction"): reproduction_table(sections, ROOT),
         ("results/README.md", "reproduction"): reproduction_table(sections, RESULTS),
         ("results/README.md", "rule"): markdown(("difference in", "✓ up to", "≈ up to"), rule),
-        ("results/README.md", "times"): times_table(),
+        ("results/README.md", "runs"): runs_table(),
         ("NADs/README.md", "nads"): nads_table(),
     }
     texts = {ROOT / name: (ROOT / name).read_text(encoding="utf-8") for name, _ in blocks}

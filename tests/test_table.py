@@ -96,7 +96,7 @@ def record(tmp_path, monkeypatch):
 KNOWN = {("LeNet", f"map_{key}"): value for key, value in {"mean": 60.0, "min": 50.0, "max": 100.0}.items()}
 KNOWN |= {("LeNet", "map_cells_from_90"): 31.0, ("LeNet", "map_cells_below_55"): 240.0}
 AGREEMENT = {"rows": 9, "pearson": 0.9, "spearman": 0.8, "mean_absolute_difference": 4.0}
-ASKED = {"kind": "map", "title": "L", "network": "LeNet", "runs": "a/b", "items": ""}
+ASKED = {"kind": "map", "title": "L", "network": "LeNet", "runs": "a/b", "items": "map"}
 
 
 def quadrant():
@@ -121,7 +121,7 @@ def test_a_part_of_a_map_is_not_judged_by_its_mean(record):
     (row,) = table.map_rows(ASKED, KNOWN)
     assert row.verdict == "◔" and row.here.endswith("(2 of 81 cells)") and row.number == "3"
     assert table.whole_map(table.rows_of("a/b"))[2, 2] == 70 and table.whole_map(table.rows_of("a/b"))[2, -2] == 80
-    (row,) = table.map_rows(ASKED | {"kind": "nopooling"}, {("LeNet", "nopooling_mean"): 100})
+    (row,) = table.map_rows(ASKED | {"items": "nopooling"}, {("LeNet", "nopooling_mean"): 100})
     assert row.verdict == "✗"  # the ablation is as good in every cell
     assert table.map_rows(ASKED | {"runs": "a/none"}, KNOWN)[0].verdict == "–"
 
@@ -180,9 +180,13 @@ def test_nads_are_compared_on_the_scale_of_the_authors_gradients_and_with_what_a
     assert table.nad_rows(ASKED, known)[1].here == "0.99, 0.85 (ours at another point: 0.97, 0.8)"
 
 
-def test_times_are_medians_by_device_and_commands_lose_what_says_where(record, tmp_path):
+def test_all_runs_are_listed_by_device_and_commands_lose_what_says_where(record, tmp_path):
     record("a/b", ["nad_index"], [((0,), 50), ((1,), 70)])
-    assert "| [b](a/b) | CPU | 2 | 2 |" in table.times_table()
+    before = table.runs_table()
+    assert "| [b](a/b) | CPU | 2 | 60.00 | 2 | `" in before
+    path = tmp_path / "a" / "b" / "accuracies.csv"
+    path.write_text(path.read_text().replace("70", "70.0001"))
+    assert table.runs_table() != before  # any number
     assert table.command_of("a/b") == "a/b.py --sigma 3 --frequency … --seed 1"
     assert table.command_of("NADs/LeNet_NADs.json") == "NADs_scripts/lenet_nad.py"
 
