@@ -184,7 +184,7 @@ def test_a_damaged_row_is_named_and_nothing_is_lost(tmp_path, line):
     path = tmp_path / runs.ROWS
     path.write_text(f"index,repetition\n\n0,0\n{line}\n2,0\n", encoding="latin-1", newline="")
     before = path.read_bytes()
-    with pytest.raises(ValueError, match=r"line [45] of .*accuracies.csv is damaged \(.+\): delete the line"):
+    with pytest.raises(ValueError, match=r"line [45] of .*accuracies.csv is damaged \(.+\): mend or delete it"):
         do(tmp_path, [(3, 0)], None)
     assert path.read_bytes() == before
 

@@ -107,7 +107,7 @@ def read_rows(path: Path, keys: Sequence[str] = ()) -> list[dict[str, str]]:
 
 
 def _damaged(path: Path, line: int, reason: str) -> Refusal:
-    return Refusal(f"line {line} of {path} is damaged ({reason}): delete the line, or the file to start again")
+    return Refusal(f"line {line} of {path} is damaged ({reason}): mend or delete it")
 
 
 def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
