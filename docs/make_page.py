@@ -19,29 +19,33 @@ from scipy.cluster import hierarchy
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from directional_bias import DATA, KEYS, ROOT, SIGMA
-from models import canonical_name
+from models import canonical_name, paper_name
 from poison_cifar import EPSILON
 from studies import designs
 from studies.atlas import short_name
-from utils import cli, files, plotting, tables
+from utils import cli, files, plotting, runs, tables
 from utils.directions import canonical_frequency, frequency_grid
 from utils.nads import load_array
 
 FREQUENCY = KEYS["fourier"]
 GRID = [(y, x) for y in frequency_grid(32) for x in frequency_grid(32)]  # the order of all maps in the page
 FIRST, EVERY, NEAREST = 64, 16, 5  # the first NADs and every 16th after them; the architectures most like one
-CURVES = {"": "the NADs of NADs/", "_bf16": "the NADs of NADs/, in bf16", "_sampled": "NADs by the paper's protocol"}
-CURVES |= {"_published_nads": "the published NADs"}
-CURVES = {kind: f"{label}, σ = 1" for kind, label in CURVES.items()}
-CURVES |= {"_sigma3_bf16": "the NADs of NADs/, in bf16, σ = 3"}
-KINDS = ("poison", "original", "flip")  # trainings on CIFAR-10
+CURVES = {"-sigma1": "the NADs of NADs/, σ = 1", "-bf16-sigma1": "the NADs of NADs/, σ = 1, in bf16"}
+CURVES |= {"-sampled-sigma1": "NADs by the paper's protocol, σ = 1", "-bf16": "the NADs of NADs/, σ = 3, in bf16"}
+CURVES |= {"-published_nads-sigma1": "the published NADs, σ = 1"}
+KINDS = {"poison": "poison", "original": "none", "flip": "flip"}  # trainings on CIFAR-10: --transform
+STUDIES = {"stability/maps.csv": "stability.py", "atlas/atlas.csv": "atlas.py"}  # tables in results/studies/
+STUDIES |= {"designs/predictions.csv": "designs.py", "designs/accuracies.csv": "designs.py --train all"}
 
 
 def commands(results: Path) -> list[list[str]]:
-    """Rows (files, command) of results/README.md; a number in the page is linked to one."""
-    readme = results / "README.md"
-    text = readme.read_text(encoding="utf-8") if readme.exists() else ""
-    return [list(row) for row in re.findall(r"^\| (`[^|]+) \| ([^|]+) \|", text, re.MULTILINE)]
+    """Rows (file, command), of runs from their config.json; a number in the page is linked to one."""
+    found = []
+    for path in sorted(results.glob("*/*/config.json")):
+        command = files.read_json(path, "command")["command"]
+        command = re.sub(r"( --frequency -?\d+ -?\d+)+", " --frequency …", command)
+        found.append([f"`{path.parent.relative_to(results).as_posix()}/{runs.ROWS}`", f"`python {command}`"])
+    return found + [[f"`studies/{file}`", f"`python studies/{command}`"] for file, command in STUDIES.items()]
 
 
 def on_map(values: dict[tuple[int, int], float], digits: int = 6) -> str:
@@ -72,7 +76,7 @@ def predicted(results: Path) -> dict[str, dict]:
                 arch, _, variant = name.partition(" ")
                 arch = designs.NETWORKS.get(arch) or canonical_name(arch)
                 means = tables.mean_and_spread(of_network, FREQUENCY, "sensitivity")
-                sensitivity = {key: mean for key, (mean, _, _) in means.items()}
+                sensitivity = {key: result.mean for key, result in means.items()}
                 about = {"about": designs.DESIGNS[name][0]} if name in designs.DESIGNS else {}
                 if "designs" in file:  # one of each pair of mirror images
                     sensitivity |= {canonical_frequency(y, -x): value for (y, x), value in sensitivity.items()}
@@ -85,17 +89,18 @@ def predicted(results: Path) -> dict[str, dict]:
 def add_measured(entries: dict[str, dict], results: Path) -> None:
     """Add to each entry its maps of accuracy by training, where there are any."""
     by_id = {entry["id"]: entry for entry in entries.values()}
-    pattern = r"directional_bias_([a-z\d]+?)(_nopooling)?(?:_sigma([\d.]+))?(_bf16)?"
+    pattern = r"([A-Za-z\d]+)(-bf16)?(-nopooling)?(?:-sigma([\d.]+))?-fourier"
     sources = []
-    for path in sorted(results.glob("directional_bias_*.csv")):
-        if match := re.fullmatch(pattern, path.stem):
-            arch, no_pooling, sigma, bf16 = match.groups()
-            published = tables.read_rows(path.with_name(f"{path.stem}_published.csv"))
+    for path in sorted(results.glob(f"directional_bias/*/{runs.ROWS}")):
+        if match := re.fullmatch(pattern, path.parent.name):
+            arch, bf16, no_pooling, sigma = match.groups()
+            published = tables.read_rows(path.with_name("published.csv"))
+            arch = canonical_name(arch)
             entry = by_id.get(f"{arch}-without-pooling" if no_pooling else arch)
             cells = tables.means(tables.read_rows(path, FREQUENCY), FREQUENCY)
             # The paper's map is at σ = 3 with pooling; its ablation fits σ = 1.
-            of_paper = bool(no_pooling) == bool(sigma)
-            sources.append((entry, cells, sigma or f"{SIGMA:g}", bf16, path.name, published, of_paper))
+            of_paper, file = bool(no_pooling) == bool(sigma), path.relative_to(results).as_posix()
+            sources.append((entry, cells, sigma or f"{SIGMA:g}", bf16, file, published, of_paper))
     for name, rows in by_network(results / "studies" / "designs" / "accuracies.csv").items():
         cells = designs.unfolded(designs.folded(tables.means(rows, FREQUENCY)))
         file = "studies/designs/accuracies.csv"
@@ -131,7 +136,7 @@ def nads(results: Path) -> dict[str, dict]:
         about = json.loads(path.with_suffix(".json").read_text())
         curves = []
         for kind, label in CURVES.items():
-            name = f"nad_accuracies_{about['arch']}{kind}.csv"
+            name = f"directional_bias/{path.stem.removesuffix('_NADs')}{kind}-nads/{runs.ROWS}"
             accuracies = tables.means(tables.read_rows(results / name), ["nad_index"])
             points = [[index, f"{accuracy:.6g}"] for (index,), accuracy in accuracies.items()]
             curves += [{"label": label, "file": name, "points": points}] if points else []
@@ -161,14 +166,16 @@ def trainings(results: Path, arch: str) -> dict[str, dict[str, dict]]:
     those that carry the NAD.
     """
     found: dict[str, dict[str, dict]] = {}
-    for kind in KINDS:
-        for path in sorted(results.glob(f"{kind}_{arch}*.csv")):
-            if match := re.fullmatch(rf"{kind}_{arch}(?:_(bf16))?(?:_(\d+)epochs)?", path.stem):
+    for kind, transform in KINDS.items():
+        for path in sorted(results.glob(f"poison_cifar/{paper_name(arch)}-*/{runs.ROWS}")):
+            pattern = rf"{paper_name(arch)}(?:-(bf16))?-{transform}(?:-(\d+)epochs)?"
+            if match := re.fullmatch(pattern, path.parent.name):
                 precision, epochs = match.groups()
                 recipe = (precision or "fp32") + (f", {epochs} epochs" if epochs else "")
                 rows = accuracies_of(tables.read_rows(path), carrying=kind == "poison")
-                picture = image(path.with_name(f"{path.stem}_images.png"))
-                found.setdefault(recipe, {})[kind] = {"file": path.name, "rows": rows, "image": picture}
+                picture = image(next(path.parent.glob("images-*.png"), path.with_name("none")))
+                file = path.relative_to(results).as_posix()
+                found.setdefault(recipe, {})[kind] = {"file": file, "rows": rows, "image": picture}
     return found
 
 

@@ -23,7 +23,7 @@ import directional_bias
 from directional_bias import KEYS
 from predict import LEARNT, UNLEARNT, ranking, relative_sensitivity, squared_differences
 from studies import RESULTS
-from utils import cli, plotting, tables
+from utils import cli, plotting, runs, tables
 from utils.directions import canonical_frequency, fourier_map
 
 RUNS = Path("runs/studies/designs")
@@ -157,8 +157,10 @@ def report(folder: Path) -> None:
     """Write the table, print it, and draw the maps and the accuracies over the sensitivities."""
     table, maps, panels = [], {}, {}
     for name in NETWORKS:
-        trained = RESULTS / "directional_bias_lenet.csv" if name == "LeNet" else folder / "accuracies.csv"
-        accuracies = cells_of(trained, name, "test_accuracy")
+        trained = (
+            RESULTS / "directional_bias" / "LeNet-fourier" / runs.ROWS if name == "LeNet" else folder / "accuracies.csv"
+        )
+        accuracies = cells_of(trained / runs.ROWS, name, "test_accuracy")
         if not accuracies:
             continue
         sensitivity = cells_of(folder / "predictions.csv", name, "sensitivity")

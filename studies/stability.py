@@ -19,7 +19,7 @@ from directional_bias import KEYS, Accuracies
 from models import paper_name
 from predict import THRESHOLD, ranking, relative_sensitivity, squared_differences
 from studies import RESULTS
-from utils import cli, plotting, tables
+from utils import cli, plotting, runs, tables
 from utils.directions import canonical_frequency, fourier_map
 
 FREQUENCY = KEYS["fourier"]
@@ -33,8 +33,8 @@ NETWORKS = [  # architecture, with pooling, seeds, networks for each seed
 
 def accuracies_of(arch: str, pooling: bool, published: Path | None) -> dict[str, Accuracies]:
     """The measured accuracies in results/, fp32 or bf16, and the published ones (with pooling; of k and −k both)."""
-    name = f"directional_bias_{arch}{'' if pooling else '_nopooling'}"
-    paths = [RESULTS / f"{name}{precision}.csv" for precision in ("", "_bf16")]
+    folder, variant = RESULTS / "directional_bias", "" if pooling else "-nopooling"
+    paths = [folder / f"{paper_name(arch)}{precision}{variant}-fourier" / runs.ROWS for precision in ("", "-bf16")]
     measured = tables.means([row for path in paths for row in tables.read_rows(path, FREQUENCY)], FREQUENCY)
     known = published and pooling and any(arch in row for row in tables.published_rows(published))
     theirs = tables.read_published(published, FREQUENCY, arch) if known else []

@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+from utils.covariance import subspace_overlap
 
 from NADs_scripts import compare
-from NADs_scripts.compare import sampled_spectrum
+from NADs_scripts.compare import sampled_nads
 from tests.helpers import orthonormal, refusal, rows
 
 SPECTRUM = np.geomspace(2, 0.01, 64).astype(np.float32)
@@ -65,19 +66,42 @@ def test_a_spectrum_of_another_length_is_refused(tmp_path, capsys, values):
 
 def test_a_sample_of_a_flat_spectrum_has_the_edges_of_marchenko_and_pastur():
     number, dimension = 2_000, 200
-    values = sampled_spectrum(np.full(dimension, 3.0), number)
+    values = sampled_nads(np.full(dimension, 3.0), number).singular_values
     edges = 3 * (1 + np.array([1, -1]) * (dimension / number) ** 0.5)
     np.testing.assert_allclose(values[[0, -1]], edges, rtol=0.03)
     assert np.sqrt(np.mean(values**2)) == pytest.approx(3, rel=0.01)
 
 
 def test_a_spectrum_is_compared_as_a_sample_shows_it(tmp_path, capsys):
-    a, table, seen = save(tmp_path, "A", basis(), SPECTRUM), tmp_path / "table.csv", sampled_spectrum(SPECTRUM, 100)
+    a, table = save(tmp_path, "A", basis(), SPECTRUM), tmp_path / "table.csv"
+    seen = sampled_nads(SPECTRUM, 100).singular_values
     b, bare = save(tmp_path, "B", basis()[:63], seen[:63] * np.linspace(0.9, 1.1, 63)), save(tmp_path, "C", basis())
     compare.main([a, b, "--sampled", "100", "--table", str(table)])
     (row,) = rows(table)
-    assert (row["a"], row["overlap_50"]) == (f"spectrum of 100 gradients of {a}", "1.0000")
+    assert (row["a"], row["sampled"], row["overlap_50"]) == (a, "100", "1.0000")
     assert (row["smallest_ratio"], row["largest_ratio"]) == (f"{1 / 1.1:.4f}", f"{1 / 0.9:.4f}")
-    assert f"singular values: {seen[0]:.5g} to {seen[62]:.5g}\n" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"singular values: {seen[0]:.5g} to {seen[62]:.5g}\n" in said
+    assert f"expected of a sample: {float(row['expected_overlap_50']):.3f})" in said
+    assert f"expected of a sample: {row['expected_log_variances']}\n" in said
+    table.write_text("other,columns\n1,2\n")
+    assert "has other columns than a, b, sampled" in refusal(capsys, compare.main, a, b, "--table", table)
     assert "--sampled 64: expected more than 64" in refusal(capsys, compare.main, a, b, "--sampled", 64)
     assert "spectra beside both files" in refusal(capsys, compare.main, a, bare, "--sampled", 100)
+
+
+def test_what_is_expected_of_a_sample_is_what_a_sample_along_other_directions_shows(tmp_path, capsys):
+    """Draw gradients of a known covariance, take their NADs, and compare: as far as expected, to their own scatter."""
+    directions, number, table = basis().astype(float), 400, tmp_path / "table.csv"
+    a = save(tmp_path, "A", basis(), SPECTRUM)
+    gradients = np.random.default_rng(1).standard_normal((number, 64)) * SPECTRUM @ directions
+    _, values, rows_b = np.linalg.svd(gradients - gradients.mean(0), full_matrices=False)
+    b = save(tmp_path, "B", rows_b.astype(np.float32), values / np.sqrt(number - 1))
+    compare.main([a, b, "--sampled", str(number), "--table", str(table)])
+    (row,) = rows(table)
+    for k in (5, 20, 50):  # a single direction scatters more
+        assert float(row[f"expected_overlap_{k}"]) == pytest.approx(float(row[f"overlap_{k}"]), abs=0.06)
+    assert float(row["expected_log_variances"]) > 0.99 and abs(float(row["median_ratio"]) - 1) < 0.03
+    many = sampled_nads(SPECTRUM, 100_000)
+    assert subspace_overlap(many.directions, np.eye(64), 20) > 0.999
+    np.testing.assert_allclose(many.singular_values, SPECTRUM, rtol=0.02)

@@ -65,14 +65,15 @@ def test_the_maps_are_those_of_the_tables_as_they_stand_there(made):
         for one in [entry, *entry.get("measured", [])]:
             if one["file"] != "studies/atlas/atlas.csv":  # its maps are in an array
                 table = [row for row in rows(RESULTS / one["file"]) if row.get("network", name) == name]
-                values, column = (
-                    (one["sensitivity"], "sensitivity") if one is entry else (one["values"], "test_accuracy")
-                )
+                kinds = ("sensitivity", "sensitivity") if one is entry else ("values", "test_accuracy")
+                values, column = one[kinds[0]], kinds[1]
                 assert values.split() == on_map(table, column, one["file"])
                 seen.add(one["file"])
-    trained = {path.name for path in RESULTS.glob("directional_bias_*.csv") if "published" not in path.name}
+    names = ["LogReg", "LeNet", "VGG11-bf16", "ResNet18-bf16", "DenseNet121-bf16"]
+    names += ["LeNet-nopooling", "LeNet-sigma1", "LeNet-nopooling-sigma1"]
+    trained = {f"directional_bias/{name}-fourier/accuracies.csv" for name in names}
     assert (
-        trained | {"studies/stability/maps.csv", "studies/designs/predictions.csv", "studies/designs/accuracies.csv"}
+        trained | {f"studies/{name}.csv" for name in ("stability/maps", "designs/predictions", "designs/accuracies")}
         <= seen
     )
 
@@ -83,13 +84,11 @@ def test_the_atlas_is_shown_where_there_is_one_and_what_is_missing_is_left_out(t
     (tmp_path / "studies" / "atlas").mkdir(parents=True)
     table = [("lenet", "0.677", ""), ("torchvision:large", "", "too <large>"), ("torchvision:b", "0.5", "")]
     columns = ("architecture", "roughness", "why_not")
-    tables.write_rows(
-        tmp_path / "studies" / "atlas" / "atlas.csv", [dict(zip(columns, row, strict=True)) for row in table]
-    )
+    tables.write_rows(tmp_path / "studies/atlas/atlas.csv", [dict(zip(columns, row, strict=True)) for row in table])
     frequencies, y = list(dict.fromkeys(CELLS)), np.random.default_rng(0)
     maps = [dict(zip(frequencies, y.uniform(0.1, 10, len(frequencies)), strict=True)) for _ in range(2)]
     maps = np.array([[values[cell] for cell in CELLS] for values in maps], np.float32)
-    np.save(tmp_path / "studies" / "atlas" / "maps.npy", maps.reshape(2, 16, 16))
+    np.save(tmp_path / "studies/atlas/maps.npy", maps.reshape(2, 16, 16))
     found = content(make(tmp_path, "--results", tmp_path))
     assert list(found["entries"]) == ["LeNet", "b"] and found["skipped"] == {"large": "too <large>"}
     assert found["entries"]["b"]["sensitivity"].split() == [f"{value:.4g}" for value in maps[1]]
@@ -113,8 +112,10 @@ def test_nads_and_curves_are_those_of_the_files(made):
             assert {index for index, _ in curve["points"]} <= set(one["indices"])
     shown = [kinds for one in nads.values() for kinds in one["trained"].values()]
     shown = {one["file"]: one["rows"] for kinds in shown for one in kinds.values()}
-    files = {path.name for kind in ("poison", "original", "flip") for path in RESULTS.glob(f"{kind}_*.csv")}
-    assert shown.keys() == files - {"flip_lenet_variants.csv"}  # one recipe each
+    runs = {path.parent.name: path for path in RESULTS.glob("poison_cifar/*/accuracies.csv")}
+    other = ("lr0.05", "lr0.02", "published_nads")  # neither the paper's recipe nor its epochs cut short
+    files = {str(path.relative_to(RESULTS)) for name, path in runs.items() if not name.split("-")[1].startswith(other)}
+    assert shown.keys() == files
     for file, means in shown.items():
         left = rows(RESULTS / file)
         for one in means:
@@ -129,7 +130,14 @@ def test_nads_and_curves_are_those_of_the_files(made):
             left = [row for row in left if row not in own]
         assert not left
     along = {curve["file"] for one in nads.values() for curve in one["curves"]}
-    assert along == {path.name for path in RESULTS.glob("nad_accuracies_*.csv") if not path.stem.endswith("published")}
+    assert along == {str(path.relative_to(RESULTS)) for path in RESULTS.glob("directional_bias/*-nads/accuracies.csv")}
+
+
+def test_a_number_of_a_run_has_the_command_of_its_config(made):
+    commands = dict(content(made)["commands"])
+    for path in RESULTS.glob("*/*/config.json"):
+        command = json.loads(path.read_text())["command"].split(" --frequency")[0]
+        assert commands[f"`{path.parent.relative_to(RESULTS)}/accuracies.csv`"].startswith(f"`python {command}")
 
 
 @pytest.fixture

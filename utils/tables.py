@@ -28,7 +28,7 @@ class Spread(NamedTuple):
 def mean_and_spread(
     rows: list[dict[str, str]], keys: Sequence[str], column: str = "test_accuracy"
 ) -> dict[tuple[int, ...], Spread]:
-    """Mean, standard deviation and number of the values in a column, by `keys`, without those of diverged trainings."""
+    """Mean, spread and number of the values in a column, by `keys`. Trainings that diverged do not count."""
     values: dict[tuple[int, ...], list[float]] = {}
     for row in rows:
         if math.isfinite(value := float(row[column])):
@@ -107,7 +107,7 @@ def read_rows(path: Path, keys: Sequence[str] = ()) -> list[dict[str, str]]:
 
 
 def _damaged(path: Path, line: int, reason: str) -> Refusal:
-    return Refusal(f"line {line} of {path} is damaged ({reason}): delete the line, or the file to start again")
+    return Refusal(f"line {line} of {path} is damaged ({reason}): mend or delete it")
 
 
 def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
