@@ -13,11 +13,17 @@ Expect an AUC of 1.000 for ResNet-18 and, by seed, 0.993 to 1.000 for LeNet. Its
 """
 
 import math
+import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # PYTHONSAFEPATH leaves it out
+import utils.startup  # noqa: F401
+
+# isort: split
 
 import numpy as np
 import torch
