@@ -5,7 +5,8 @@
 # DATA, the folder of CIFAR-10 or of images (default: data); NADS_REFERENCE, the authors' files, to compare with;
 # WORKERS, processes on the GPU (default: 6); PYTHON, the interpreter; DRY=1 only prints the commands.
 set -u
-out=$(realpath -m "${OUT:-runs/on_gpu}") data=$(realpath -m "${DATA:-data}") theirs=${NADS_REFERENCE:+$(realpath "$NADS_REFERENCE")}
+out=$(realpath -m "${OUT:-runs/on_gpu}") data=$(realpath -m "${DATA:-data}")
+theirs=${NADS_REFERENCE:+$(realpath "$NADS_REFERENCE")}
 cd "$(dirname "$0")/.." || exit
 mkdir -p "$out"
 export TQDM_MININTERVAL=10 # seconds: the output goes to files
@@ -48,7 +49,8 @@ cifar ResNet18-bf16-poison --arch resnet18 --nad-index 10,100,200,400,1000
 [[ ! $theirs ]] || cifar ResNet18-bf16-published_nads-poison --arch resnet18 --nads "$theirs/ResNet18_NADs.npy" --nad-index 0
 for script in NADs_scripts/*_nad.py; do
     name=nads-$(basename "$script" _nad.py)
-    step "$name" "$script" --workers "$workers" --output "$out/NADs" --checkpoints "$out/$name" && rm -f "$out/$name"/part-*.pt
+    step "$name" "$script" --workers "$workers" --output "$out/NADs" --checkpoints "$out/$name" &&
+        rm -f "$out/$name"/part-*.pt
 done
 map DenseNet121-bf16-fourier "0 2 4 6 10 14" --arch densenet121
 for arch in DenseNet121 VGG11; do
@@ -59,6 +61,6 @@ run directional_bias ResNet18-bf16-nopooling-sigma1-fourier --arch resnet18 --no
 for arch in ResNet18 DenseNet121; do
     for way in none flip; do cifar "$arch-bf16-$way" --arch "${arch,,}" --transform $way; done
 done
-step table-1 -m benchmarks.table --arch lenet resnet18 --processes 1
-step table-$workers -m benchmarks.table --arch lenet resnet18 --processes "$workers"
+step table-1 -m benchmarks.table --arch resnet18 lenet --processes 1
+step "table-$workers" -m benchmarks.table --arch resnet18 --processes "$workers" --warm-up 20
 exit $failed
