@@ -35,7 +35,8 @@ run() { # SCRIPT NAME OPTION...: in bf16, from what results/ has of this run; ea
 map() { # NAME FREQUENCIES OPTION...: the cells that results/ lacks of a map, without mirror images
     local cells=() y x
     for y in $2; do for x in $2; do
-        grep -qs "^$((-y)),$((-x))," "results/directional_bias/$1/accuracies.csv" || cells+=(--frequency $((-y)) $((-x)))
+        grep -qs "^$((-y)),$((-x))," "results/directional_bias/$1/accuracies.csv" ||
+            cells+=(--frequency $((-y)) $((-x)))
     done; done
     ((${#cells[@]} == 0)) || run directional_bias "$1" "${@:3}" "${cells[@]}"
 }
@@ -46,7 +47,8 @@ cifar() { # NAME OPTION...
 step tests -m pytest -q -m gpu tests
 map ResNet18-bf16-fourier "0 2 4 6 8 10 12 14 16" --arch resnet18 "${maps[@]}"
 cifar ResNet18-bf16-poison --arch resnet18 --nad-index 10,100,200,400,1000
-[[ ! $theirs ]] || cifar ResNet18-bf16-published_nads-poison --arch resnet18 --nads "$theirs/ResNet18_NADs.npy" --nad-index 0
+[[ ! $theirs ]] ||
+    cifar ResNet18-bf16-published_nads-poison --arch resnet18 --nads "$theirs/ResNet18_NADs.npy" --nad-index 0
 for script in NADs_scripts/*_nad.py; do
     name=nads-$(basename "$script" _nad.py)
     step "$name" "$script" --workers "$workers" --output "$out/NADs" --checkpoints "$out/$name" &&
