@@ -28,6 +28,7 @@ from utils.directions import canonical_frequency, frequency_grid
 ROOT, RESULTS = Path(__file__).resolve().parents[1], Path(__file__).resolve().parent
 FREQUENCY = ("frequency_y", "frequency_x")
 EXPERIMENTS = ("directional_bias", "poison_cifar", "steps")  # the folders of runs
+NUMBERS = {"directional_bias": "1", "NADs": "2", "nads": "2", "poison_cifar": "3"}  # of experiments, by folder
 CELLS, CURVE, EPOCHS = 81, 20, 50  # a whole map less mirror images, a whole curve's indices, CIFAR-10's epochs
 TOLERANCE = {  # difference from what is published or expected, up to which a row is ✓, and up to which it is ≈
     "mean of a map": (1, 3, "points"),
@@ -155,7 +156,7 @@ def nad_rows(asked: dict[str, str], known: dict) -> list[Row]:
     expected, here = (", ".join(row[f"{by}{key}"] for key in kinds) for row, by in ((sample, "expected_"), (plain, "")))
     others = [row for row in tables.read_rows(RESULTS / "nads" / "points.csv") if row["a"] == plain["a"]]
     here += "".join(f" (ours at another point: {', '.join(row[key] for key in kinds)})" for row in others)
-    what = f"{title}: correlation of log variances along the published NADs; overlap at k = 100"
+    what = f"{title}: correlation of log variances along the published NADs; overlap of the first 100"
     return [*lines, Row(what, f"{expected} (expected of a sample)", here, verdict(differences), "", (source, file))]
 
 
@@ -236,11 +237,10 @@ def reproduction_table(sections: dict[str, list[Row]]) -> str:
 
 
 def headlines_table(sections: dict[str, list[Row]]) -> str:
-    """For README.md: how many rows have each verdict, and the headlines without their runs."""
-    lines = []
-    for title, rows in sections.items():
-        lines += [(f"**{title}**", "", "", ""), *(row[:4] for row in rows if row.headline)]
-    return f"{verdicts_line(sections)}\n\n{markdown(('what', 'published', 'here', ''), lines)}"
+    """For README.md: how many rows have each verdict, and the headlines by the number of their experiment."""
+    rows = [row for rows in sections.values() for row in rows if row.headline and row.sources]
+    lines = [(NUMBERS[row.sources[0].split("/")[0]], *row[:4]) for row in rows]
+    return f"{verdicts_line(sections)}\n\n{markdown(('', 'what', 'published', 'here', ''), lines)}"
 
 
 def verdicts_line(sections: dict[str, list[Row]]) -> str:
