@@ -240,7 +240,7 @@ def headlines_table(sections: dict[str, list[Row]]) -> str:
     """For README.md: how many rows have each verdict, and the headlines by the number of their experiment."""
     rows = [row for rows in sections.values() for row in rows if row.headline and row.sources]
     lines = [(NUMBERS[row.sources[0].split("/")[0]], *row[:4]) for row in rows]
-    return f"{verdicts_line(sections)}\n\n{markdown(('', 'what', 'published', 'here', ''), lines)}"
+    return f"{verdicts_line(sections)}\n\n{markdown(('experiment', 'what', 'published', 'here', ''), lines)}"
 
 
 def verdicts_line(sections: dict[str, list[Row]]) -> str:
