@@ -57,5 +57,7 @@ def test_a_command_of_the_readme_runs(command, tmp_path, images):
 
 
 def test_the_files_that_the_readmes_name_exist():
-    links = [path.parent / link for path, text in READMES.items() for link in re.findall(r"\]\(((?!http)[^)#]+)", text)]
+    paths = [*READMES, *(ROOT / "docs").glob("*.md"), ROOT / "results" / "differences.md"]
+    texts = {path: path.read_text(encoding="utf-8") for path in paths}
+    links = [path.parent / link for path, text in texts.items() for link in re.findall(r"\]\(((?!http)[^)#]+)", text)]
     assert links and not [link for link in links if not link.exists()]
