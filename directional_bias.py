@@ -18,11 +18,17 @@ within the 632 steps of 8 epochs. The paper treats this speed, too, but no numbe
 """
 
 import math
+import sys
 from argparse import Namespace
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # PYTHONSAFEPATH leaves it out
+import utils.startup  # noqa: F401
+
+# isort: split
 
 import numpy as np
 import torch
@@ -130,23 +136,23 @@ def title_name(args: Namespace) -> str:
 
 
 def report(rows: list[runs.Row], published: Accuracies, args: Namespace) -> None:
-    """Draw the map or the curve, print a summary, and compare with published accuracies."""
+    """Draw the map or the curve, compare with published accuracies, and print a summary."""
     runs.print_diverged(args.output, rows, (*KEYS[args.directions], "repetition"), args.max_lr)
     results = tables.mean_and_spread(rows, KEYS[args.directions], COLUMNS[args.measure])
-    figure = args.output / f"{args.measure}.png"
+    figure, lines = args.output / f"{args.measure}.png", []
     plotting.save_figure(draw(results, args), figure)
     if args.measure == "steps":
         total = len({tuple(row[key] for key in KEYS[args.directions]) for row in rows})
-        print(f"the training loss falls below {UNTIL_LOSS:g} for {len(results)} of {total} directions")
+        lines.append(f"the training loss falls below {UNTIL_LOSS:g} for {len(results)} of {total} directions")
     if results:
         values, spreads, _ = np.array(list(results.values())).T
         ends = f"{values.mean():.1f}, from {values.min():.1f} to {values.max():.1f}"
-        print(f"{plotting.LABELS[args.measure]} over {len(values)} directions: mean {ends}")
+        lines.append(f"{plotting.LABELS[args.measure]} over {len(values)} directions: mean {ends}")
         if np.isfinite(spreads).any():
-            print(f"standard deviation over repetitions: {np.nanmean(spreads):.2f}, the mean over directions")
+            lines.append(f"standard deviation over repetitions: {np.nanmean(spreads):.2f}, the mean over directions")
     if published:
-        compare_with_published({index: result.mean for index, result in results.items()}, published, args)
-    print(f"figure: {figure}\nrows: {args.output / runs.ROWS}")
+        lines.append(compare_with_published({index: mean for index, (mean, _, _) in results.items()}, published, args))
+    print("\n".join([*lines, f"figure: {figure}", f"rows: {args.output / runs.ROWS}"]))
 
 
 def draw(results: Mapping[tuple[int, ...], tables.Spread], args: Namespace) -> Any:
@@ -168,13 +174,12 @@ def key_of(index: tuple[int, ...], args: Namespace) -> tuple[int, ...]:
     return canonical_frequency(*index, args.image_size) if args.directions == "fourier" else index
 
 
-def compare_with_published(accuracies: dict[tuple[int, ...], float], published: Accuracies, args: Namespace) -> None:
-    """Print how the accuracies agree with those of a published CSV file, row by row, and draw one against the other."""
+def compare_with_published(accuracies: dict[tuple[int, ...], float], published: Accuracies, args: Namespace) -> str:
+    """Draw the accuracies against those of a published CSV file, row by row; say how they agree."""
     rows = [(key_of(index, args), accuracy) for index, accuracy in published]
     both = [(accuracy, accuracies[key]) for key, accuracy in rows if key in accuracies]
     if len(both) < 3:
-        print(f"{args.published} has {len(both)} of these directions: at least 3 are needed to compare")
-        return
+        return f"{args.published} has {len(both)} of these directions: at least 3 are needed to compare"
     x, y = np.array(both).T
     vary = np.ptp(x) > 0 and np.ptp(y) > 0  # a flat map, like LogReg's, correlates with nothing
     pearson, spearman = (np.corrcoef(x, y)[0, 1], stats.spearmanr(x, y)[0]) if vary else (math.nan, math.nan)
@@ -182,10 +187,10 @@ def compare_with_published(accuracies: dict[tuple[int, ...], float], published: 
     agreement = f"Pearson {pearson:.3f}, Spearman {spearman:.3f}, mean absolute difference {difference:.2f} points"
     row = {"rows": len(both), "pearson": f"{pearson:.4f}", "spearman": f"{spearman:.4f}"}
     tables.write_rows(args.output / "published.csv", [row | {"mean_absolute_difference": f"{difference:.3f}"}])
-    print(f"against {args.published.name}, {len(both)} of its rows: {agreement}")
     labels = {"xlabel": "published test accuracy (%)", "ylabel": "test accuracy here (%)"}
     title = f"{paper_name(args.arch)}, {len(both)} rows of the published\n{agreement}"
     plotting.save_figure(plotting.scatters_figure({title: (x, y)}, **labels), args.output / "published.png")
+    return f"against {args.published.name}, {len(both)} of its rows: {agreement}"
 
 
 # --- The command
@@ -197,6 +202,10 @@ def check(args: Namespace) -> torch.nn.Module:
     build = partial(build_model, args.arch, args.num_channels, 2, args.image_size, not args.no_pooling)
     model = build()
     if not workers.is_copy():
+        needed, free = 4 * (args.num_train + args.num_test) * math.prod(shape), workers.free_memory()
+        if needed > free:
+            samples = f"--num-train {args.num_train} and --num-test {args.num_test}"
+            raise Refusal(f"{samples} need {needed / 1e9:,.0f} GB of memory: {free / 1e9:,.0f} GB are free")
         check_model(model, args.arch, shape, 2)
         check_fresh_draws(build, shape)
         check_training_step(build, shape, 2, last_batch=args.num_train % args.batch_size)

@@ -25,6 +25,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # PYTHONSAFEPATH leaves it out
+import utils.startup  # noqa: F401
+
+# isort: split
+
 import numpy as np
 import torch
 from tqdm import tqdm

@@ -20,11 +20,17 @@ rewritten in the NAD basis in reverse order, so that what the network sees best 
 """
 
 import math
+import sys
 from argparse import Namespace
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # PYTHONSAFEPATH leaves it out
+import utils.startup  # noqa: F401
+
+# isort: split
 
 import numpy as np
 import torch
@@ -139,22 +145,24 @@ def item_name(item: runs.Item, args: Namespace) -> str:
 
 
 def save_training(item: runs.Item, model: nn.Module, history: list[dict[str, float]], args: Namespace) -> None:
-    """Write what a training leaves beside its row: its history, its weights, and its accuracies over the epochs."""
-    name = item_name(item, args)
-    tables.write_rows(args.output / f"history-{name}.csv", history)
+    """Write what a training leaves beside its row: its accuracies over the epochs, and its weights."""
+    tables.write_rows(args.output / f"history-{item_name(item, args)}.csv", history)
     weights = {key: value.cpu() for key, value in model.state_dict().items()}  # to be read without a GPU
-    files.save_checkpoint(args.output / f"weights-{name}.pt", weights)
+    files.save_checkpoint(args.output / f"weights-{item_name(item, args)}.pt", weights)
+
+
+def curves_figure(item: runs.Item, history: list[dict[str, str]], args: Namespace) -> Any:
+    """The accuracies of a training over its epochs."""
     what = {"flip": "flipped images", "none": "original images", "poison": f"poisoned along NAD {item[0]}"}
     title = f"{paper_name(args.arch)}, {what[args.transform]}" + (f", repetition {item[-1]}" if args.seeds > 1 else "")
     labels = {"train": "training images", "test": "test images", "carrying": "test images with their label's feature"}
     labels = {key: label for key, label in labels.items() if f"{key}_accuracy" in history[0]}
-    curves = {label: np.array([epoch[f"{key}_accuracy"] for epoch in history]) for key, label in labels.items()}
+    curves = {label: np.array([float(epoch[f"{key}_accuracy"]) for epoch in history]) for key, label in labels.items()}
     axes = {"xlabel": "epoch", "ylabel": "accuracy (%)", "title": title, "ylim": (0, 102)}
-    figure = plotting.curve_figure(np.arange(1, len(history) + 1), curves, **axes)
-    plotting.save_figure(figure, args.output / f"curves-{name}.png")
+    return plotting.curve_figure(np.arange(1, len(history) + 1), curves, **axes)
 
 
-def examples_figure(data: cifar.ImageData, nads: torch.Tensor, nad_index: int, args: Namespace):
+def examples_figure(data: cifar.ImageData, nads: torch.Tensor, nad_index: int, args: Namespace) -> Any:
     """An image of each class before, what is added to it, and after."""
     first = [int((data.test_labels == label).nonzero()[0]) for label in range(len(data.classes))]
     before, labels = cifar.to_unit_range(data.test_images[first]), data.test_labels[first]
@@ -171,15 +179,22 @@ def to_grey(images: torch.Tensor) -> torch.Tensor:
     return 0.5 + 0.5 * images / images.abs().amax((1, 2, 3), keepdim=True).clamp(min=1e-12)
 
 
-def report(rows: list[runs.Row], args: Namespace) -> None:
-    """Print the accuracies, and draw them over the NAD index where there are several."""
+def report(rows: list[runs.Row], data: cifar.ImageData, nads: torch.Tensor | None, args: Namespace) -> None:
+    """Draw what is not drawn yet, and print the accuracies."""
     folder, keys = args.output, KEYS[args.transform]
     runs.print_diverged(folder, rows, keys, args.max_lr)
-    results = tables.mean_and_spread(rows, keys[:-1])
+    for item in (tuple(int(row[key]) for key in keys) for row in rows):
+        name = item_name(item, args)
+        history, curves, images = (folder / f"{kind}-{name}" for kind in ("history", "curves", "images"))
+        if (history := tables.read_rows(history.with_suffix(".csv"))) and not curves.with_suffix(".png").exists():
+            plotting.save_figure(curves_figure(item, history, args), curves.with_suffix(".png"))
+        if args.transform != "none" and not images.with_suffix(".png").exists():
+            plotting.save_figure(examples_figure(data, nads, item[0], args), images.with_suffix(".png"))
+    results, lines = tables.mean_and_spread(rows, keys[:-1]), []
     for index, (mean, spread, number) in results.items():
         what = f"NAD {index[0]}" if index else args.transform
         repeated = f" ± {spread:.1f} over {number} repetitions" if math.isfinite(spread) else ""
-        print(f"clean test accuracy, {what}: {mean:.1f} %{repeated}")
+        lines.append(f"clean test accuracy, {what}: {mean:.1f} %{repeated}")
     if len(results) > 1:
         indices, name = np.array(list(results))[:, 0], paper_name(args.arch)
         means, spreads, _ = np.array(list(results.values())).T
@@ -187,8 +202,9 @@ def report(rows: list[runs.Row], args: Namespace) -> None:
         axes["title"] = f"{name}, trained on poisoned images"
         figure = plotting.curve_figure(indices, {name: means}, spread=np.nan_to_num(spreads), **axes)
         plotting.save_figure(figure, folder / "accuracy.png")
-        print(f"figure: {folder / 'accuracy.png'}")
-    print(f"rows: {folder / runs.ROWS}; history, curves, images and weights of each training beside it")
+        lines.append(f"figure: {folder / 'accuracy.png'}")
+    lines.append(f"rows: {folder / runs.ROWS}; history, curves, images and weights of each training beside it")
+    print("\n".join(lines))
 
 
 # --- The command
@@ -283,15 +299,12 @@ def main(argv: list[str] | None = None) -> None:
         labels = data.train_labels, data.test_labels
         model, history = train_and_test(prepared, *labels, seed=seed, checkpoint=checkpoint, **options)
         save_training(item, model, history, args)
-        if args.transform != "none":
-            figure = examples_figure(data, nads, item[0], args)
-            plotting.save_figure(figure, args.output / f"images-{item_name(item, args)}.png")
         diverged = not math.isfinite(history[-1]["loss"])
         return {key: math.nan if diverged else value for key, value in history[-1].items() if key != "epoch"}
 
     rows = runs.do_items(args.output, keys, items, train_item, what=what, device=device)
     if rows:
-        report(rows, args)
+        report(rows, data, nads, args)
 
 
 if __name__ == "__main__":

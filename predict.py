@@ -14,11 +14,17 @@ ResNet-18 and, by seed, 0.993 to 1.000 for LeNet. Where it fails is in studies/R
 """
 
 import math
+import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # PYTHONSAFEPATH leaves it out
+import utils.startup  # noqa: F401
+
+# isort: split
 
 import numpy as np
 import torch

@@ -47,7 +47,7 @@ def load_with_spectrum(path: Path, dimension: int) -> NADs:
         return NADs(directions, np.empty(0))
     values = load_array(beside)
     if values.ndim != 1 or len(values) not in (dimension - 1, dimension):
-        raise ValueError(f"{beside} has shape {values.shape}: expected ({dimension},), or one value less")
+        raise Refusal(f"{beside} has shape {values.shape}: expected ({dimension},), or one value less")
     return NADs(directions, values)
 
 

@@ -157,9 +157,7 @@ def report(folder: Path) -> None:
     """Write the table, print it, and draw the maps and the accuracies over the sensitivities."""
     table, maps, panels = [], {}, {}
     for name in NETWORKS:
-        trained = (
-            RESULTS / "directional_bias" / "LeNet-fourier" / runs.ROWS if name == "LeNet" else folder / "accuracies.csv"
-        )
+        trained = RESULTS / "directional_bias" / "LeNet-fourier" if name == "LeNet" else folder
         accuracies = cells_of(trained / runs.ROWS, name, "test_accuracy")
         if not accuracies:
             continue

@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from utils.covariance import subspace_overlap
 
 from NADs_scripts import compare
 from NADs_scripts.compare import sampled_nads
 from tests.helpers import orthonormal, refusal, rows
+from utils.nads import subspace_overlap
 
 SPECTRUM = np.geomspace(2, 0.01, 64).astype(np.float32)
 

@@ -207,13 +207,13 @@ def test_times_are_medians_of_a_device_by_items_and_workers(record, tmp_path):
 
 
 def test_all_runs_are_listed_by_device_and_commands_lose_what_says_where(record, tmp_path):
-    record("a/b", ["nad_index"], [((0,), 50), ((1,), 70)])
+    record("steps/b", ["nad_index"], [((0,), 50), ((1,), 70)])
     before = table.runs_table()
-    assert "| [b](a/b) | CPU | 2 | 60.00 | 2 | `" in before
-    path = tmp_path / "a" / "b" / "accuracies.csv"
+    assert "| [b](steps/b) | CPU | 2 | 60.00 | 2 | `" in before
+    path = tmp_path / "steps" / "b" / "accuracies.csv"
     path.write_text(path.read_text().replace("70", "70.0001"))
     assert table.runs_table() != before  # any number
-    assert table.command_of("a/b") == "a/b.py --sigma 3 --frequency … --seed 1"
+    assert table.command_of("steps/b") == "steps/b.py --sigma 3 --frequency … --seed 1"
     assert table.command_of("NADs/LeNet_NADs.json") == "NADs_scripts/lenet_nad.py"
 
 

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import functools
 import math
+import signal
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any, NoReturn
 import torch
 
 from refusals import Refusal
-from utils import precision
+from utils import precision, startup
 
 MUST_BE_POSITIVE = ("max_lr", "clip_norm")  # of a recipe; zero switches the others off
 ARCH_HELP = "logreg, lenet, vgg11, resnet18, densenet121, torchvision:NAME, timm:NAME, or module:function (yours)"
@@ -50,6 +51,8 @@ def one_line_errors(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
+        if signal.getsignal(signal.SIGINT) is startup.stop:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
             return function(*args, **kwargs)
         except (Refusal, OSError, MemoryError, torch.OutOfMemoryError, torch.AcceleratorError) as error:
