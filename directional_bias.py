@@ -6,9 +6,8 @@ test it on fresh samples of D(v). The map of test accuracy over the Fourier imag
     python directional_bias.py --arch lenet
 
 trains once for each of the 130 distinct cells of the published 16×16 map. Expect for LeNet up to 80 % at low
-frequencies, chance (50 %) at most others, and a mean of 56 %; for LogReg 100 % everywhere. With --no-pooling --sigma 1
-LeNet has 99.8 % and more at the 22 cells that were tried. Trainings of one cell vary by 0.5 to 0.8 points (standard
-deviation), and by more where the map is steep.
+frequencies, chance (50 %) at most others, mean 56 %; for LogReg 100 % everywhere; for LeNet with --no-pooling --sigma 1
+at least 99.8 %. Repeated trainings vary by 0.5 to 0.8 points (standard deviation), by more where the map is steep.
 
     python directional_bias.py --arch lenet --measure steps
 
@@ -224,8 +223,7 @@ def add_direction_arguments(parser: cli.ArgumentParser) -> None:
     """--directions, the options of each family, and --sigma."""
     group = parser.add_argument_group("directions")
     group.add_argument("--directions", choices=KEYS, default="fourier", help="family of directions v")
-    frequency = "only the Fourier image of these vertical and horizontal cycles per image; repeatable "
-    frequency += "(default: the published map, even numbers from -16 to 14)"
+    frequency = "one frequency of the Fourier image, vertical and horizontal; repeatable (default: the published map)"
     group.add_argument("--frequency", type=int, nargs=2, action="append", metavar=("KY", "KX"), help=frequency)
     group.add_argument("--phase", choices=("cosine", "sine"), help="phase of the Fourier images (default: cosine)")
     group.add_argument("--nad-index", type=cli.index_list, help="these NADs: 0,5,10 or 0:1000:50 (default: every 50th)")

@@ -7,8 +7,8 @@ gradients over θ are the NADs, most important first.
     python nad_computation.py --arch lenet
 
 Two estimators of the same covariance:
-  marginal  (default) averages over the weights of the last linear layer exactly, see utils/last_layer.py. Each network
-            then gives one row per feature, not one gradient, and is worth 40 to 200 sampled ones.
+  marginal  averages exactly over the weights of a last linear layer, which the network has to end in. Each network then
+            gives one row per feature (see utils/last_layer.py), and is worth 40 to 200 sampled ones.
   sampled   the paper's protocol: each network, with one output, gives one gradient g.
 
 Expect for LeNet a first singular value of 0.19 and a last one of 0.0024 (published: 0.189, 0.0023). The first 100 NADs
@@ -182,12 +182,10 @@ def parse_arguments(argv: list[str] | None) -> Namespace:
     parser = cli.ArgumentParser(__doc__)
     cli.add_model_arguments(parser)
     group = parser.add_argument_group("estimator")
-    estimator = "marginal needs a linear layer at the end of the network; sampled is the paper's protocol"
-    group.add_argument("--estimator", choices=NUM_NETWORKS, default="marginal", help=estimator)
-    several = "random networks to draw (default: 1,000 for marginal, 10,000 for sampled)"
+    group.add_argument("--estimator", choices=NUM_NETWORKS, default="marginal", help="sampled is the paper's protocol")
+    several = "networks to draw (default: 1,000 for marginal, 10,000 for sampled)"
     group.add_argument("--num-networks", type=cli.positive_int, help=several)
-    step = "step s of the central differences; another step finds other NADs"
-    group.add_argument("--step", type=cli.positive, default=STEP, help=step)
+    group.add_argument("--step", type=cli.positive, default=STEP, help="step s; another one finds other NADs")
     default = "--checkpoints, or runs/nads/ARCH-ESTIMATOR"
     cli.add_run_arguments(parser, output_help=f"folder for the arrays (default: {default})", workers=True)
     where = "folder for the checkpoints and the figure (default: that of the arrays)"

@@ -11,10 +11,9 @@ The better the network sees the NAD, the lower is its clean test accuracy. With 
 rewritten in the NAD basis in reverse order, so that what the network sees best holds what it needs least. Expect (%):
 
                                      published    here, with images decoded from JPEG
-    ResNet-18, NAD 0                 17.5         28, and 29 after 15 epochs (both with --precision bf16)
-    ResNet-18, NAD 400               80.5         84 after 15 epochs
-    ResNet-18, unpoisoned; flipped   89; 58       84; 58 after 15 epochs
-    VGG-11, unpoisoned; flipped      87; 53       84; 52 (with --precision bf16)
+    ResNet-18, NAD 0; 400            17.5; 80.5   29; 84 after 15 epochs, with --precision bf16
+    ResNet-18, unpoisoned; flipped   89; 58       84; 58 after 15 epochs, with --precision bf16
+    VGG-11, unpoisoned; flipped      87; 53       84; 52 with --precision bf16
     LeNet, unpoisoned; flipped       69; 48       67.4; 48.1
     LeNet, NAD 0; 30; 100 to 800                  33; 57 to 67, by the seed; 67 to 68
 """
@@ -226,8 +225,7 @@ def parse_arguments(argv: list[str] | None) -> Namespace:
     data = "folder of CIFAR-10, or one with train/CLASS/*.png|jpg and test/CLASS/*"
     group.add_argument("--data", type=cli.path, default=Path("data"), help=data)
     group.add_argument("--download", action="store_true", help="fetch CIFAR-10 into the folder of --data")
-    transform = "poison: hide a feature in the training images; flip: rewrite all images in the NAD basis in reverse "
-    transform += "order; none: the original images"
+    transform = "poison: a feature in the training images; flip: all images in the reverse NAD basis; none: as they are"
     group.add_argument("--transform", choices=KEYS, default="poison", help=transform)
     group.add_argument("--nad-index", type=cli.index_list, help="these NADs: 0,5,10 or 0:1001:100 (default: 0)")
     group.add_argument("--nads", type=cli.path, help="file of NADs (default: the architecture's in NADs/)")

@@ -92,7 +92,6 @@ def test_the_verdict_follows_the_rule(sizes, measured, whole, symbol):
 def record(tmp_path, monkeypatch):
     """An empty record, and a function that adds a run of rows (keys, accuracy) to it."""
     monkeypatch.setattr(table, "RESULTS", tmp_path)
-    monkeypatch.setattr(table, "EXPERIMENTS", ("a",))
 
     def add(run, keys, rows, published=None, **settings):
         (tmp_path / run).mkdir(parents=True)
