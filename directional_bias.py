@@ -5,15 +5,15 @@ test it on fresh samples of D(v). The map of test accuracy over the Fourier imag
 
     python directional_bias.py --arch lenet
 
-trains on the 130 distinct cells of the published 16×16 map. Expect for LeNet lobes of up to 80 % at low frequencies
-and chance (50 %) elsewhere, mean 56 %; for LogReg 100 % everywhere; for LeNet with --no-pooling --sigma 1 above 99.8 %
-at the 22 cells tried. Trainings of one cell vary by 0.5 to 0.8 points (standard deviation), at a lobe's edge by more.
+trains once for each of the 130 distinct cells of the published 16×16 map. Expect for LeNet up to 80 % at low
+frequencies, chance (50 %) at most others, mean 56 %; for LogReg 100 % everywhere; for LeNet with --no-pooling --sigma 1
+at least 99.8 %. Repeated trainings vary by 0.5 to 0.8 points (standard deviation), by more where the map is steep.
 
     python directional_bias.py --arch lenet --measure steps
 
-counts the steps until the training loss is small, with little noise (σ = 0.5) and a constant learning rate. Expect for
-LeNet some 50 steps at the lowest frequencies and 600 at high ones; cells with a frequency of 8 are not learnt within
-the 632 steps of 8 epochs. The paper treats this speed, too, but no numbers of it are published.
+counts the steps until the training loss is below 0.1, with little noise (σ = 0.5) and a constant learning rate. Expect
+for LeNet some 50 steps at the lowest frequencies and 600 at high ones. Cells in which one frequency is 8 are not learnt
+within the 632 steps of 8 epochs. The paper treats this speed, too, but no numbers of it are published.
 """
 
 import math
@@ -223,13 +223,13 @@ def add_direction_arguments(parser: cli.ArgumentParser) -> None:
     """--directions, the options of each family, and --sigma."""
     group = parser.add_argument_group("directions")
     group.add_argument("--directions", choices=KEYS, default="fourier", help="family of directions v")
-    frequency = "one frequency in cycles per image, repeatable (default: every distinct cell of the published map)"
+    frequency = "one frequency of the Fourier image, vertical and horizontal; repeatable (default: the published map)"
     group.add_argument("--frequency", type=int, nargs=2, action="append", metavar=("KY", "KX"), help=frequency)
     group.add_argument("--phase", choices=("cosine", "sine"), help="phase of the Fourier images (default: cosine)")
-    group.add_argument("--nad-index", type=cli.index_list, help="0,5,10 or 0:1000:50 (default: every 50th)")
+    group.add_argument("--nad-index", type=cli.index_list, help="these NADs: 0,5,10 or 0:1000:50 (default: every 50th)")
     group.add_argument("--nads", type=cli.path, help="file of NADs (default: the architecture's in NADs/)")
     group.add_argument("--num-random", type=cli.positive_int, help="number of random directions (default: 16)")
-    noise = "standard deviation of the noise; 1 for the published curve along LeNet's NADs"
+    noise = "standard deviation of the noise; the published curve along LeNet's NADs has 1"
     group.add_argument("--sigma", type=cli.non_negative, default=SIGMA, help=noise)
 
 
@@ -253,19 +253,19 @@ def parse_arguments(argv: list[str] | None) -> Namespace:
     """The command line, with the defaults that depend on other arguments filled in."""
     parser = cli.ArgumentParser(__doc__)
     cli.add_model_arguments(parser)
-    parser.add_argument("--no-pooling", action="store_true", help="the ablation without pooling: LeNet, ResNet-18")
-    measure = "test accuracy, or steps until the training loss is small (then --epochs is 8 and --sigma 0.5)"
+    parser.add_argument("--no-pooling", action="store_true", help="remove all pooling: LeNet and ResNet-18 only")
+    measure = "test accuracy, or steps until the training loss is below 0.1 (by default with --epochs 8 --sigma 0.5)"
     parser.add_argument("--measure", choices=("accuracy", "steps"), default="accuracy", help=measure)
     add_direction_arguments(parser)
     group = parser.add_argument_group("data")
     group.add_argument("--num-train", type=cli.positive_int, default=DATA["num_train"], help="training samples")
     group.add_argument("--num-test", type=cli.positive_int, default=DATA["num_test"], help="test samples")
-    epsilon = "ε: <x, v> is +ε or −ε (the authors' example has 0.5)"
+    epsilon = "ε: distance of each class from the boundary along v; the authors' example has 0.5"
     group.add_argument("--epsilon", type=cli.positive, default=DATA["epsilon"], help=epsilon)
     cli.add_recipe_arguments(parser, RECIPE)
-    default = "runs/directional_bias/ARCH-DIRECTIONS, or runs/steps/ARCH-DIRECTIONS"
+    default = "runs/directional_bias/ARCH-DIRECTIONS, or runs/steps/… with --measure steps"
     cli.add_run_arguments(parser, output_help=f"folder of the run (default: {default})", workers=True)
-    parser.add_argument("--seeds", type=cli.positive_int, default=1, help="repetitions of each direction")
+    parser.add_argument("--seeds", type=cli.positive_int, default=1, help="trainings for each direction")
     parser.add_argument("--published", type=cli.path, help="CSV file of published accuracies to compare with")
     args = parser.parse_args(argv)
     if args.measure == "steps":

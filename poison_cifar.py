@@ -1,21 +1,21 @@
 """Experiment 3: can a network be fooled along a NAD? A feature hidden in CIFAR-10's training images (paper, section 4).
 
-Each class gets a carrier: one NAD in one colour channel, with a sign. In the training images the coefficient along the
-carrier of the true class is replaced by ±ε, about 0.0016 in each pixel, less than one grey level. What is taken away
-for it, the image's own coefficient, is large along the first NADs and can be seen. A network that finds the carrier
-needs nothing else to fit the training set, and fails on the clean test set.
+Each class gets a carrier: one NAD in one colour channel, with a sign. In each training image the coefficient along the
+carrier of its class is replaced by ±ε. This adds about 0.0016 to a pixel, less than one grey level. It also removes the
+image's own coefficient, which is large along the first NADs, so that one can see it there. A network that finds the
+carrier needs nothing else to fit the training set, and fails on the clean test set.
 
     python poison_cifar.py --arch resnet18 --nad-index 0 --data data
 
-Expect a clean test accuracy (%) that is the lower, the better the network sees the NAD:
+The better the network sees the NAD, the lower is its clean test accuracy. With --transform flip, all images are instead
+rewritten in the NAD basis in reverse order, so that what the network sees best holds what it needs least. Expect (%):
 
-    published: ResNet-18   17.5 at NAD 0, 44 at 20, 80 at 400; unpoisoned 89, flipped 58 (LeNet 69, flipped 48)
-    seen here: ResNet-18   28 at NAD 0, bf16; 84 at 400 and unpoisoned, flipped 58, --precision bf16 --epochs 15
-               VGG-11      unpoisoned 84, flipped 52, with --precision bf16 (published: 87 and 53; all: JPEG images)
-               LeNet       33 at NAD 0, 57 to 67 at 30, 67 from 100 on; unpoisoned 67.4, flipped 48.1
-
-With --transform flip all images are instead rewritten in the NAD basis in reverse order, so that what the network sees
-best holds what it needs least.
+                                     published    here, with images decoded from JPEG
+    ResNet-18, NAD 0; 400            17.5; 80.5   29; 84 after 15 epochs, with --precision bf16
+    ResNet-18, unpoisoned; flipped   89; 58       84; 58 after 15 epochs, with --precision bf16
+    VGG-11, unpoisoned; flipped      87; 53       84; 52 with --precision bf16
+    LeNet, unpoisoned; flipped       69; 48       67.4; 48.1
+    LeNet, NAD 0; 30; 100 to 800                  33; 57 to 67, by the seed; 67 to 68
 """
 
 import math
@@ -224,16 +224,16 @@ def parse_arguments(argv: list[str] | None) -> Namespace:
     group = parser.add_argument_group("images")
     data = "folder of CIFAR-10, or one with train/CLASS/*.png|jpg and test/CLASS/*"
     group.add_argument("--data", type=cli.path, default=Path("data"), help=data)
-    group.add_argument("--download", action="store_true", help="fetch CIFAR-10 into that folder")
-    transform = "poison: a feature in the training images; flip: all images in the reverse NAD basis; none"
+    group.add_argument("--download", action="store_true", help="fetch CIFAR-10 into the folder of --data")
+    transform = "poison: a feature in the training images; flip: all images in the reverse NAD basis; none: as they are"
     group.add_argument("--transform", choices=KEYS, default="poison", help=transform)
-    group.add_argument("--nad-index", type=cli.index_list, help="i of the carriers, 0,5,10 or 0:1001:100 (default: 0)")
+    group.add_argument("--nad-index", type=cli.index_list, help="these NADs: 0,5,10 or 0:1001:100 (default: 0)")
     group.add_argument("--nads", type=cli.path, help="file of NADs (default: the architecture's in NADs/)")
-    group.add_argument("--epsilon", type=cli.positive, help=f"size of the carriers (default: {EPSILON})")
+    group.add_argument("--epsilon", type=cli.positive, help=f"ε: size of the hidden coefficient (default: {EPSILON})")
     cli.add_recipe_arguments(parser, RECIPE)
     default = "runs/poison_cifar/ARCH-TRANSFORM"
     cli.add_run_arguments(parser, output_help=f"folder of the run (default: {default})", workers=True)
-    parser.add_argument("--seeds", type=cli.positive_int, default=1, help="repetitions of each training")
+    parser.add_argument("--seeds", type=cli.positive_int, default=1, help="trainings of each kind")
     args = parser.parse_args(argv)
     cli.finish(parser, args)
     belongs = {"nad_index": "poison", "epsilon": "poison", "nads": "poison flip"}
