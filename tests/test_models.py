@@ -226,7 +226,7 @@ def test_names_become_parts_of_a_path():
         (dict(arch=":net"), "':net' names no module: expected package.module:factory"),
         (dict(arch=lambda depth: None), "be called with no arguments: missing a required argument: 'depth'"),
         (dict(arch=lambda: 3), "network returned a int; expected a torch.nn.Module"),
-        (dict(arch=nn.Linear(1024, 2)), "network is one network: name a class or a function"),
+        (dict(arch=nn.Linear(1024, 2)), "network is one network: name a class or function"),
         (dict(arch=nn.Identity), "a Identity without parameters has nothing to draw or to train"),
         (dict(arch=lambda: nn.Conv2d(1, 2, 1)), r"in evaluation mode .* returns a tensor \(1, 2, 32, 32\): expected"),
         (dict(arch=lambda: flat(1, 32)), r"returns a tensor \(1, 1\): expected one tensor \(1, 2\), a value for each"),

@@ -1,16 +1,23 @@
 """What a copy of a command does first: it ends when the process that started it does (see workers.run_copies)."""
 
+import contextlib
+import ctypes
 import os
 import runpy
+import signal
 import sys
 import threading
 import time
+
+PR_SET_PDEATHSIG = 1  # of Linux's prctl: the signal to get when the parent dies
 
 
 def be_copy() -> None:
     """Run the script named on the command line, after the number of the process that started this one."""
     parent, script = int(sys.argv[1]), sys.argv[2]
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # at once, whatever this process is doing
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()  # elsewhere, or if it is gone
     sys.argv = sys.argv[2:]
     sys.path[:] = [path for path in sys.path if path]  # "", the working directory, is not for our modules
     runpy.run_path(script, run_name="__main__")
