@@ -7,7 +7,7 @@ test it on fresh samples of D(v). The map of test accuracy over the Fourier imag
 
 trains once for each of the 130 distinct cells of the published 16×16 map. Expect for LeNet up to 80 % at low
 frequencies, chance (50 %) at most others, mean 56 %; for LogReg 100 % everywhere; for LeNet with --no-pooling --sigma 1
-at least 99.8 %. Repeated trainings vary by 0.5 to 0.8 points (standard deviation), by more where the map is steep.
+at least 99.8 % (22 cells). Repetitions vary by 0.5 to 0.8 points (standard deviation), by more where the map is steep.
 
     python directional_bias.py --arch lenet --measure steps
 
