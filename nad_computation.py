@@ -183,7 +183,7 @@ def parse_arguments(argv: list[str] | None) -> Namespace:
     cli.add_model_arguments(parser)
     group = parser.add_argument_group("estimator")
     group.add_argument("--estimator", choices=NUM_NETWORKS, default="marginal", help="sampled is the paper's protocol")
-    group.add_argument("--num-networks", type=cli.positive_int, help="random networks (default: 1,000; sampled: 10,000)")
+    group.add_argument("--num-networks", type=cli.positive_int, help="networks drawn (default: 1,000; sampled: 10,000)")
     group.add_argument("--step", type=cli.positive, default=STEP, help="step s; another one finds other NADs")
     default = "--checkpoints, or runs/nads/ARCH-ESTIMATOR"
     cli.add_run_arguments(parser, output_help=f"folder for the arrays (default: {default})", workers=True)
