@@ -33,15 +33,7 @@ import numpy as np
 import torch
 from scipy import stats
 
-from models import (
-    build_model,
-    canonical_name,
-    check_fresh_draws,
-    check_model,
-    check_training_step,
-    identity,
-    paper_name,
-)
+from models import build_model, canonical_name, checked, identity, paper_name
 from refusals import Refusal
 from utils import cli, files, plotting, runs, seeding, tables, workers
 from utils.directions import canonical_frequency, fourier_map, random_direction
@@ -196,19 +188,14 @@ def compare_with_published(accuracies: dict[tuple[int, ...], float], published: 
 
 
 def check(args: Namespace) -> torch.nn.Module:
-    """Refuse a network that cannot be drawn anew for each direction, or cannot be trained. Returns one of its kind."""
+    """Refuse samples that do not fit into memory, and a network that cannot be trained. Returns one of its kind."""
     shape = (args.num_channels, args.image_size, args.image_size)
+    needed, free = 4 * (args.num_train + args.num_test) * math.prod(shape), workers.free_memory()
+    if needed > free:
+        samples = f"--num-train {args.num_train} and --num-test {args.num_test}"
+        raise Refusal(f"{samples} need {needed / 1e9:,.0f} GB of memory: {free / 1e9:,.0f} GB are free")
     build = partial(build_model, args.arch, args.num_channels, 2, args.image_size, not args.no_pooling)
-    model = build()
-    if not workers.is_copy():
-        needed, free = 4 * (args.num_train + args.num_test) * math.prod(shape), workers.free_memory()
-        if needed > free:
-            samples = f"--num-train {args.num_train} and --num-test {args.num_test}"
-            raise Refusal(f"{samples} need {needed / 1e9:,.0f} GB of memory: {free / 1e9:,.0f} GB are free")
-        check_model(model, args.arch, shape, 2)
-        check_fresh_draws(build, shape)
-        check_training_step(build, shape, 2, last_batch=args.num_train % args.batch_size)
-    return model
+    return checked(build, args.arch, shape, 2, last_batch=args.num_train % args.batch_size)
 
 
 def settings(args: Namespace) -> dict[str, Any]:

@@ -34,7 +34,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from models import build_model, check_fresh_draws, check_model, identity, paper_name
+from models import build_model, checked, identity, paper_name
 from refusals import Refusal
 from utils import cli, files, plotting, runs, seeding, workers
 from utils.last_layer import draw_network, estimator_for, network_rows
@@ -202,12 +202,9 @@ def parse_arguments(argv: list[str] | None) -> Namespace:
 def check(args: Namespace, point: torch.Tensor) -> torch.nn.Module:
     """Refuse a network of which the covariance cannot be estimated so. Returns one of its kind."""
     build = partial(build_model, args.arch, args.num_channels, 1, args.image_size)
-    model = build()
-    if not workers.is_copy():
-        check_model(model, args.arch, point.shape, 1)
-        check_fresh_draws(build, point.shape)
-        if args.estimator == "marginal" and estimator_for(model.eval(), point) == "sampled":
-            raise Refusal(f"{args.arch} does not end in a linear layer of its own: use --estimator sampled")
+    model = checked(build, args.arch, point.shape, 1)
+    if args.estimator == "marginal" and estimator_for(model.eval(), point) == "sampled":
+        raise Refusal(f"{args.arch} does not end in a linear layer of its own: use --estimator sampled")
     return model
 
 

@@ -35,7 +35,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from models import build_model, check_fresh_draws, check_model, check_training_step, identity, paper_name
+from models import build_model, checked, identity, paper_name
 from refusals import Refusal
 from utils import cifar, cli, files, plotting, runs, seeding, tables, workers
 from utils.nads import load_nads
@@ -259,17 +259,6 @@ def load_nads_of(args: Namespace) -> torch.Tensor | None:
     return nads
 
 
-def check(args: Namespace, data: cifar.ImageData) -> nn.Module:
-    """Refuse a network that cannot be drawn anew or trained on these images. Returns one of its kind."""
-    build, shape = partial(build_model, args.arch, 3, len(data.classes)), (3, cifar.SIZE, cifar.SIZE)
-    model = build()
-    if not workers.is_copy():
-        check_model(model, args.arch, shape, len(data.classes))
-        check_fresh_draws(build, shape)
-        check_training_step(build, shape, len(data.classes), last_batch=len(data.train_labels) % args.batch_size)
-    return model
-
-
 @cli.one_line_errors
 def main(argv: list[str] | None = None) -> None:
     """Check everything, train on what the run's folder lacks, and report."""
@@ -283,14 +272,18 @@ def main(argv: list[str] | None = None) -> None:
     keys, what = KEYS[args.transform], f"{paper_name(args.arch)}, trainings"
     indices = [(index,) for index in args.nad_index] if args.transform == "poison" else [()]
     items = [(*index, repetition) for repetition in range(args.seeds) for index in indices]
-    small = workers.is_small(check(args, data), args.device)
+    classes = len(data.classes)
+    build = partial(build_model, args.arch, 3, classes)
+    last_batch = len(data.train_labels) % args.batch_size
+    network = checked(build, args.arch, (3, cifar.SIZE, cifar.SIZE), classes, last_batch=last_batch)
+    small = workers.is_small(network, args.device)
     images = {"images": cifar.digest(data)}
-    runs.open_run(args.output, settings(args, len(data.classes)) | images, runs.settings(parse_arguments([])))
+    runs.open_run(args.output, settings(args, classes) | images, runs.settings(parse_arguments([])))
     runs.share(__file__, argv, args, keys, items, what=what, small=small)
     device = workers.own_device(args.device)
     data, nads = data.to(device), None if nads is None else nads.to(device)
     applied = {"transform": args.transform, "nads": nads, "epsilon": args.epsilon, "mean": mean, "std": std}
-    options = {key: vars(args)[key] for key in ("arch", "precision", *RECIPE)} | {"num_classes": len(data.classes)}
+    options = {key: vars(args)[key] for key in ("arch", "precision", *RECIPE)} | {"num_classes": classes}
 
     def train_item(item: runs.Item, checkpoint: Path) -> dict[str, float]:
         prepared, seed = prepare(data, nad_index=item[0], **applied), seeding.seed_of(args.seed, item[-1])

@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 import directional_bias
 from directional_bias import KEYS, SIGMA, Accuracies, key_of, title_name
-from models import build_model, canonical_name, check_fresh_draws, check_model, paper_name
+from models import build_model, canonical_name, checked, paper_name
 from refusals import Refusal
 from utils import cli, plotting, runs, seeding, tables
 from utils.directions import random_direction
@@ -209,9 +209,7 @@ def main(argv: list[str] | None = None) -> None:
     measured = read_measured(args.against, args) if args.against else None
     stacked, pooling = torch.stack(list(directions.values())).to(args.device), not args.no_pooling
     build = partial(build_model, args.arch, args.num_channels, 1, args.image_size, pooling)
-    network = build()
-    check_model(network, args.arch, stacked[0].shape, 1)
-    check_fresh_draws(build, stacked[0].shape)
+    network = checked(build, args.arch, stacked[0].shape, 1)
     if args.num_networks is None:
         args.num_networks = NUM_NETWORKS[estimator_for(network.eval(), stacked[0].cpu())]
     start = time.monotonic()

@@ -1,7 +1,4 @@
-"""Checks of a network, once before a run. Each refuses in one line; what a user's network raises keeps its traceback.
-
-`build` is a function without arguments that draws a network; an image shape is (C, S, S).
-"""
+"""Checks of a network, once before a run: `build` draws one, for images of shape (C, S, S)."""
 
 import random
 from collections.abc import Callable, Iterator
@@ -15,6 +12,23 @@ from torch import Tensor, nn
 from models.libraries import refusing
 from models.registry import is_users
 from refusals import Refusal
+
+
+def checked(
+    build: Callable[[], nn.Module],
+    arch: str | Callable[..., nn.Module],
+    image_shape: tuple[int, ...],
+    num_classes: int,
+    *,
+    last_batch: int | None = None,
+) -> nn.Module:
+    """A network that `build` draws, once all checks are passed: also those of training, given an epoch's last batch."""
+    model = build()
+    check_model(model, arch, image_shape, num_classes)
+    check_fresh_draws(build, image_shape)
+    if last_batch is not None:
+        check_training_step(build, image_shape, num_classes, last_batch=last_batch)
+    return model
 
 
 def check_model(
@@ -63,8 +77,8 @@ def check_training_step(
             except ValueError as error:
                 if num_images > 1 or "more than 1 value per channel" not in str(error):
                     raise
-                advice = "choose another --batch-size or --num-train"
-                raise Refusal(f"batch norm cannot train on the last batch, which has one image: {advice}") from None
+                problem = "batch norm cannot train on the last batch, which has one image"
+                raise Refusal(f"{problem}: choose another --batch-size or --num-train") from None
             _check_output(output, num_images, num_classes, "training")
             if not output.requires_grad:
                 raise Refusal("the network cannot be trained: its output in training mode has no gradient")
@@ -93,13 +107,11 @@ def _equal(first: list[Tensor], second: list[Tensor]) -> bool:
 def _seeded(seed: int) -> Iterator[None]:
     """Seed torch, NumPy and Python; restore their states afterwards."""
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices):
-        try:
-            random.seed(seed)
-            np.random.seed(seed)  # noqa: NPY002
-            torch.manual_seed(seed)
+    try:
+        with torch.random.fork_rng(range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []):
+            for seed_one in (random.seed, np.random.seed, torch.manual_seed):
+                seed_one(seed)
             yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)  # noqa: NPY002
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002

@@ -6,8 +6,6 @@ from torch import Tensor, nn
 
 from refusals import Refusal
 
-GROWTH = 32  # channels that each bottleneck adds
-
 
 class Bottleneck(nn.Module):
     """Batch norm, ReLU, 1×1 convolution to 4·growth channels; batch norm, ReLU, 3×3 convolution to growth."""
@@ -39,15 +37,14 @@ class Transition(nn.Module):
         return F.avg_pool2d(self.conv(F.relu(self.bn(x), inplace=True)), 2)
 
 
-def _dense_block(in_channels: int, depth: int) -> nn.Sequential:
-    return nn.Sequential(*(Bottleneck(in_channels + i * GROWTH, GROWTH) for i in range(depth)))
+def _dense_block(in_channels: int, depth: int, growth: int = 32) -> nn.Sequential:
+    return nn.Sequential(*(Bottleneck(in_channels + i * growth, growth) for i in range(depth)))
 
 
 class DenseNet121(nn.Module):
     """DenseNet-121: blocks [6, 12, 24, 16], growth 32; each transition halves the channels and the size.
 
-    The source has 32×32 images only. For larger ones, the last 4×4 average pool leaves ⌊S/32⌋ × ⌊S/32⌋ positions,
-    all of which enter the linear layer.
+    The source has 32×32 images only. Of a larger one the linear layer sees all ⌊S/32⌋ × ⌊S/32⌋ positions.
     """
 
     def __init__(self, num_channels: int = 3, num_classes: int = 10, *, image_size: int = 32):
@@ -55,14 +52,10 @@ class DenseNet121(nn.Module):
         if image_size < 32:
             raise Refusal(f"DenseNet-121 needs images of at least 32x32, got image_size={image_size}")
         self.conv1 = nn.Conv2d(num_channels, 64, 3, padding=1, bias=False)
-        self.dense1 = _dense_block(64, 6)
-        self.trans1 = Transition(256, 128)
-        self.dense2 = _dense_block(128, 12)
-        self.trans2 = Transition(512, 256)
-        self.dense3 = _dense_block(256, 24)
-        self.trans3 = Transition(1024, 512)
-        self.dense4 = _dense_block(512, 16)
-        self.bn = nn.BatchNorm2d(1024)
+        self.dense1, self.trans1 = _dense_block(64, 6), Transition(256, 128)
+        self.dense2, self.trans2 = _dense_block(128, 12), Transition(512, 256)
+        self.dense3, self.trans3 = _dense_block(256, 24), Transition(1024, 512)
+        self.dense4, self.bn = _dense_block(512, 16), nn.BatchNorm2d(1024)
         self.linear = nn.Linear(1024 * (image_size // 32) ** 2, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ def near(name: str, names: Iterable[str]) -> str:
 
 @contextmanager
 def refusing(what: str) -> Iterator[None]:
-    """Turn an exception into a refusal of one line. For networks that are not the user's: theirs keep the traceback."""
+    """Turn an exception into a refusal of one line. Not for a user's network, which keeps its traceback."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError):  # says nothing about the network
@@ -36,13 +36,9 @@ def torchvision_model(name: str, num_channels: int, num_classes: int, image_size
     names = torchvision.models.list_models(module=torchvision.models)
     if name not in names:
         raise Refusal(f"torchvision has no classification model {name!r}{near(name, names)}")
-    options: dict = {"weights": None, "num_classes": num_classes}
-    if name in ("googlenet", "inception_v3"):
-        options |= {"aux_logits": False, "init_weights": True}  # one output; and no warning about the default
-    elif name.startswith("vit_"):
-        options["image_size"] = image_size
-    elif name.startswith("maxvit_"):
-        options["input_size"] = (image_size, image_size)
+    one_output = {"aux_logits": False, "init_weights": True}  # also without a warning about the default
+    sizes = {"vit": {"image_size": image_size}, "maxvit": {"input_size": (image_size, image_size)}}
+    options = (sizes | dict.fromkeys(["googlenet", "inception"], one_output)).get(name.partition("_")[0], {})
 
     def adapt_first_conv(_parent: nn.Module, _name: str, module: nn.Module | None) -> nn.Module | None:
         if num_channels == 3 or not isinstance(module, nn.Conv2d) or module.in_channels != 3:
@@ -50,11 +46,10 @@ def torchvision_model(name: str, num_channels: int, num_classes: int, image_size
         same = ("out_channels", "kernel_size", "stride", "padding", "dilation", "padding_mode")
         return nn.Conv2d(num_channels, bias=module.bias is not None, **{key: getattr(module, key) for key in same})
 
-    # Exchanged as the model is put together, not after: so the model's own initialisation, which differs from
-    # one architecture to the next and may depend on the fan-in, draws the weights of this convolution too.
-    does_not_take = refusing(f"the network does not take {image_size}x{image_size} images")
-    with register_module_module_registration_hook(adapt_first_conv), does_not_take:
-        return torchvision.models.get_model(name, **options)
+    # Exchanged as the model is put together: its own initialisation, which may go by the fan-in, draws them too.
+    hook = register_module_module_registration_hook(adapt_first_conv)
+    with hook, refusing(f"the network does not take {image_size}x{image_size} images"):
+        return torchvision.models.get_model(name, weights=None, num_classes=num_classes, **options)
 
 
 def timm_model(name: str, num_channels: int, num_classes: int, image_size: int) -> nn.Module:

@@ -19,8 +19,7 @@ from refusals import Refusal
 
 Factory = Callable[..., nn.Module]
 
-# Paper's name -> factory. The paper's VGG-11 has batch norm.
-_FACTORIES: dict[str, Factory] = {
+_FACTORIES: dict[str, Factory] = {  # by the paper's names; its VGG-11 has batch norm
     "LogReg": lambda num_channels, num_classes, image_size: LogReg(num_channels * image_size**2, num_classes),
     "LeNet": LeNet,
     "VGG11": VGG11_bn,
@@ -33,10 +32,9 @@ ALIASES = {"vgg11bn": "vgg11"}
 
 
 def canonical_name(arch: str | Factory) -> str:
-    """Return the key of `ARCHITECTURES` that a name means: "ResNet-18" gives "resnet18".
+    """The key of `ARCHITECTURES` that a name means ("ResNet-18": "resnet18"), or refuse it.
 
-    `torchvision:NAME`, `timm:NAME` and `package.module:factory` come back unchecked, and a factory gives its own name.
-    Any other unknown name is refused.
+    Names with a colon come back unchecked, and a factory gives its own name.
     """
     if not isinstance(arch, str):
         return getattr(arch, "__name__", "network").replace("<lambda>", "network")
@@ -51,16 +49,13 @@ def canonical_name(arch: str | Factory) -> str:
 
 
 def paper_name(arch: str | Factory) -> str:
-    """Return the name for titles and files: "ResNet18", or for the other forms "torchvision-resnet50"."""
+    """The name for titles and files: "ResNet18", or of another form "torchvision-resnet50"."""
     name = canonical_name(arch)
     return PAPER_NAMES[name] if _is_papers(arch) else re.sub(r"[^\w.]+", "-", name)
 
 
 def identity(arch: str | Factory, model: nn.Module) -> str:
-    """What a run's settings say of its network: the name, and of a user's also a digest of the network and its source.
-
-    `model` is a network of this architecture, of the run's sizes.
-    """
+    """What a run's settings say of its network, here of the run's sizes: the name, and of a user's also a digest."""
     if not is_users(arch):
         return canonical_name(arch)
     with users_imports():
@@ -78,14 +73,9 @@ def build_model(
     """Build a freshly initialised network, in training mode, that maps (N, C, S, S) to (N, num_classes).
 
     `arch` is a paper name, case and punctuation forgiven; or `torchvision:NAME` or `timm:NAME`, an untrained
-    classification model; or a factory, itself or as `package.module:factory`, found in the working directory or on the
-    import path, and called with those of the arguments that it accepts, by name. `pooling=False` is the ablation, which
-    `lenet` and `resnet18` have.
-
-    What a user's own factory raises passes through. `models.checks` has what should be checked once before a run.
-
-    Raises:
-        Refusal: an argument does not fit.
+    classification model; or a user's factory, itself or as `package.module:factory`, in the working directory or on the
+    import path. A factory is called with those of the arguments that it accepts, by name, and what it raises passes
+    through. `pooling=False` is the ablation of `lenet` and `resnet18`. Other arguments that do not fit are refused.
     """
     sizes = {"num_channels": num_channels, "num_classes": num_classes, "image_size": image_size}
     for name, value in sizes.items():
@@ -104,15 +94,14 @@ def _is_papers(arch: str | Factory) -> bool:
 
 
 def _factory(arch: str | Factory) -> Factory:
-    name = canonical_name(arch)
     if _is_papers(arch):
-        return ARCHITECTURES[name]
+        return ARCHITECTURES[canonical_name(arch)]
     if not is_users(arch):
-        library, _, model = name.partition(":")
-        return partial(LIBRARIES[library], model)
+        library, _, name = canonical_name(arch).partition(":")
+        return partial(LIBRARIES[library], name)
     factory = import_factory(arch) if isinstance(arch, str) else arch
     if isinstance(factory, nn.Module):
-        raise Refusal(f"{name} is one network: name a class or a function that builds a new one on each call")
+        raise Refusal(f"{canonical_name(arch)} is one network: name a class or function that builds one on each call")
     return factory
 
 

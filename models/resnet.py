@@ -7,8 +7,8 @@ from torch import Tensor, nn
 class BasicBlock(nn.Module):
     """relu(bn(conv(relu(bn(conv(x))))) + shortcut(x)), 3×3 convolutions, the first with `stride`.
 
-    The shortcut is a 1×1 convolution with batch norm where the number of channels changes, and the identity
-    elsewhere. In ResNet-18 the channels change wherever the stride is 2, so the shapes always agree.
+    The shortcut is a 1×1 convolution with batch norm where the number of channels changes, which it does wherever the
+    stride is 2; elsewhere it is the identity.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int):
@@ -19,10 +19,8 @@ class BasicBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(out_channels)
         self.shortcut = nn.Sequential()
         if in_channels != out_channels:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False),
-                nn.BatchNorm2d(out_channels),
-            )
+            projection = nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False)
+            self.shortcut = nn.Sequential(projection, nn.BatchNorm2d(out_channels))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, in_channels, S, S) to (N, out_channels, S/stride, S/stride)."""
@@ -32,14 +30,11 @@ class BasicBlock(nn.Module):
 
 
 class ResNet18(nn.Module):
-    """ResNet-18: blocks [2, 2, 2, 2] of 64, 128, 256, 512 channels, then an average over all positions.
+    """ResNet-18: two blocks each of 64, 128, 256 and 512 channels, then an average over all positions.
 
-    On 32×32 images that average is the source's 4×4 average pool; as a global one it takes any size.
-
-    Without pooling (the ablation) every stride is 1 and the average is left out, so the one linear layer sees
-    all 512·S·S values. The source does not say what becomes of the shortcuts: here the 1×1 convolutions stay
-    where the number of channels changes, with stride 1, and the state-dict keys are the same. `image_size` matters
-    only then.
+    Without pooling (the ablation) every stride is 1 and the average is left out: the linear layer sees all 512·S·S
+    values, and only it depends on `image_size`. The source does not say what becomes of the shortcuts. Here they stay,
+    with stride 1, and the state-dict keys are the same.
     """
 
     def __init__(self, num_channels: int = 3, num_classes: int = 10, *, image_size: int = 32, pooling: bool = True):
@@ -57,10 +52,8 @@ class ResNet18(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map images (N, C, S, S) to logits (N, num_classes)."""
         x = F.relu(self.bn1(self.conv1(x)), inplace=True)  # (N, 64, 32, 32)
-        x = self.layer1(x)  # (N, 64, 32, 32)
-        x = self.layer2(x)  # (N, 128, 16, 16); without pooling every size stays 32×32
-        x = self.layer3(x)  # (N, 256, 8, 8)
-        x = self.layer4(x)  # (N, 512, 4, 4)
+        x = self.layer2(self.layer1(x))  # (N, 128, 16, 16); without pooling every size stays 32×32
+        x = self.layer4(self.layer3(x))  # (N, 512, 4, 4)
         if self.pooling:
             x = F.adaptive_avg_pool2d(x, 1)  # (N, 512, 1, 1)
         return self.linear(x.flatten(1))

@@ -21,26 +21,25 @@ from refusals import Refusal
 ROOT = Path(__file__).resolve().parents[1]
 OWN_NAMES = {path.stem for path in ROOT.glob("*.py")} | {path.parent.name for path in ROOT.glob("*/*.py")}
 NOT_THE_USERS = {"torch", *LIBRARIES, *sys.stdlib_module_names}  # packages whose source does not enter a digest
-_shadowed_modules: dict[str, dict[str, ModuleType]] = defaultdict(dict)  # of the user, by working directory
+_shadowing: dict[str, dict[str, ModuleType]] = defaultdict(dict)  # the user's modules with our names, by folder
 
 
 @contextmanager
 def users_imports() -> Iterator[None]:
     """Import from the working directory first, even modules that have the name of one of ours (`models`, `utils`).
 
-    Afterwards such a name means our module again. So the user's modules may import theirs at the top of a file and,
-    as factories are called in here too, in a factory; but not in a `forward`. Other names can be imported anywhere:
-    the working directory stays on the path, at its end.
+    Afterwards such a name means our module again: a user's module may import its own at the top of a file or in a
+    factory, but not in a `forward`. Other names can be imported anywhere.
     """
     folder, path = os.getcwd(), sys.path[:]
-    shadowed = _shadowed(Path(folder))
-    ours = _take(shadowed)
-    sys.modules.update(_shadowed_modules[folder])
-    sys.path[:] = [folder, *(entry for entry in path if not (shadowed and Path(entry).resolve() == ROOT))]
+    names = _shadowed(Path(folder))
+    ours = _take(names)
+    sys.modules.update(_shadowing[folder])
+    sys.path[:] = [folder, *(entry for entry in path if not (names and Path(entry).resolve() == ROOT))]
     try:
         yield
     finally:
-        _shadowed_modules[folder] = _take(shadowed)
+        _shadowing[folder] = _take(names)
         sys.modules.update(ours)
         sys.path[:] = path + [entry for entry in dict.fromkeys(sys.path) if entry not in path]
 
@@ -48,22 +47,17 @@ def users_imports() -> Iterator[None]:
 @lru_cache  # as each draw asks
 def _shadowed(folder: Path) -> set[str]:
     """The names of our modules that mean something else to Python in this folder."""
-    if folder.resolve() == ROOT:
-        return set()
-    return {name for name in OWN_NAMES if (folder / f"{name}.py").exists() or any((folder / name).rglob("*.py"))}
+    others = folder.resolve() != ROOT
+    return {n for n in OWN_NAMES if others and ((folder / f"{n}.py").exists() or any((folder / n).rglob("*.py")))}
 
 
 def _take(names: set[str]) -> dict[str, ModuleType]:
     """Take the modules of these top-level names out of `sys.modules`."""
-    taken = [name for name in sys.modules if name.partition(".")[0] in names] if names else []
-    return {name: sys.modules.pop(name) for name in taken}
+    return {name: sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] in names}
 
 
 def import_factory(arch: str) -> Callable[..., nn.Module]:
-    """Import the factory that `package.module:factory` names, within `users_imports`.
-
-    What the module itself raises passes through.
-    """
+    """Import the factory that `package.module:factory` names, within `users_imports`. What its module raises passes."""
     name, _, attribute = arch.partition(":")
     if not all(name.split(".")):
         raise Refusal(f"{arch!r} names no module: expected package.module:factory")
@@ -81,10 +75,9 @@ def import_factory(arch: str) -> Callable[..., nn.Module]:
 
 
 def digest(factory: Callable[..., nn.Module], model: nn.Module) -> str:
-    """A digest of a network's structure, and of the source of its factory and of the classes of all its modules.
+    """A digest of a network's structure, and of the source of its factory and of its modules' classes; nothing else.
 
-    Within `users_imports`, as `inspect` finds the file of a class by the name of its module. What else these call is
-    not in it. A source that cannot be read, as of a class typed in at a prompt, is left out.
+    Within `users_imports`, as `inspect` finds a class's file by its module. A source that cannot be read is left out.
     """
     classes = {kind for part in model.modules() for kind in type(part).__mro__}
     sources = sorted({_source(kind) for kind in [factory, *classes]})

@@ -161,7 +161,7 @@ def resize(driver, width):
 
 
 def test_a_browser_moves_types_clicks_and_finds_no_error(browser, made, tmp_path):
-    """SCREENSHOT=docs/page.png python -m pytest tests/test_page.py -k browser  also makes the README's picture."""
+    """SCREENSHOT=page.png python -m pytest tests/test_page.py -k browser  also makes a picture."""
     from selenium.webdriver import ActionChains, Keys
     from selenium.webdriver.common.by import By
     from selenium.webdriver.support.color import Color
@@ -215,13 +215,25 @@ def test_a_browser_moves_types_clicks_and_finds_no_error(browser, made, tmp_path
     find("#back").click()
     assert focused() == find("#nad-numbers button")
 
-    # The address alone brings all of it back; nothing is wider than a phone; nothing was complained of.
-    kept = browser.current_url
-    browser.get("about:blank")
-    browser.get(kept)
-    assert [find(f"#{id_}").text for id_ in ("h-a", "h-b", "sigma-value")] == ["ResNet18", "VGG11", "σ = 0"]
-    resize(browser, 400)
-    wait_until(lambda: browser.execute_script("return document.documentElement.scrollWidth") <= 400, seconds=5)
+    # The address alone brings all of it back, also encoded; what it has that is unknown is named.
+    kept, view = browser.current_url, ["ResNet18", "VGG11", "σ = 0"]
+    encoded = kept.replace("=", "%3D").replace("&", "&amp;")
+    for asked, unknown in [(kept, ""), (encoded, ""), (f"{kept}&k=9,9&x", "k=9,9, x="), (f"{url}#where", "where")]:
+        browser.get("about:blank")
+        browser.get(asked)
+        if "=" in asked:
+            assert [find(f"#{id_}").text for id_ in ("h-a", "h-b", "sigma-value")] == view
+        assert find("#said-address").text.endswith(unknown) and find("#said-address").is_displayed() == bool(unknown)
+
+    # Colours that are data stay, on paper and in a palette of the system; nothing is wider than a small phone.
+    style = "const style = getComputedStyle(arguments[0]); return [style.backgroundColor, style.printColorAdjust]"
+    color = browser.execute_script(style, cell(4, -6))[0]
+    for media in ({"media": "print"}, {"features": [{"name": "forced-colors", "value": "active"}]}):
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+        assert browser.execute_script(style, cell(4, -6)) == [color, "exact"]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {})
+    resize(browser, 360)
+    wait_until(lambda: browser.execute_script("return document.documentElement.scrollWidth") <= 360, seconds=5)
     if os.environ.get("SCREENSHOT"):
         resize(browser, 1400)
         browser.get("about:blank")

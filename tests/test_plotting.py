@@ -1,5 +1,6 @@
 """Figures: what stands where in a map, and that every kind is drawn and saved without a warning."""
 
+import matplotlib
 import numpy as np
 import pytest
 
@@ -46,3 +47,12 @@ def test_curves_and_points_are_drawn(tmp_path, scale):
     points = plotting.scatters_figure({"t": (x, y)}, xscale=scale, **names)
     assert len(points.axes[0].lines) == (scale == "linear")  # the line of equality
     plotting.save_figure(points, tmp_path / "points.png")
+
+
+def test_a_matplotlibrc_changes_no_figure_and_no_text_is_markup(tmp_path):
+    images = {"row": np.zeros((1, 3, 4, 4))}
+    for path, settings in {"plain.png": {}, "theirs.png": {"text.usetex": True, "font.size": 30}}.items():
+        with matplotlib.rc_context(settings):
+            figure = plotting.image_rows_figure(images, [r"$\class$ $ 50%_^"])
+            plotting.save_figure(figure, tmp_path / path)
+    assert (tmp_path / "plain.png").read_bytes() == (tmp_path / "theirs.png").read_bytes()

@@ -16,17 +16,23 @@ from scipy.cluster import hierarchy
 from utils.directions import canonical_frequency, frequency_grid
 from utils.files import replacing
 
-in_style = style.context(Path(__file__).with_name("figures.mplstyle"))  # a decorator, of what draws or saves
+# A decorator of what draws or saves. It begins from matplotlib's defaults, whatever a user's matplotlibrc says.
+in_style = style.context(Path(__file__).with_name("figures.mplstyle"), after_reset=True)
+SIGNED = "RdBu_r"
 SCALES = {  # of maps, the same for all networks
     "accuracy": {"vmin": 50, "vmax": 100},  # %, in the style's own colours
-    "sensitivity": {"norm": LogNorm(1 / 16, 16, clip=True), "cmap": "RdBu_r"},  # white at 1
+    "sensitivity": {"norm": LogNorm(1 / 16, 16, clip=True), "cmap": SIGNED},  # white at 1
     "steps": {"norm": LogNorm(30, 1000), "cmap": "viridis_r"},
 }
-LABELS = {
-    "accuracy": "test accuracy (%)",
-    "sensitivity": "relative sensitivity",
-    "steps": "steps until the training loss is small",
-}
+BEYOND = {"accuracy": "min", "sensitivity": "both", "steps": "neither"}  # the ends of a scale that values may pass
+LABELS = {"accuracy": "test accuracy (%)", "sensitivity": "relative sensitivity"}
+LABELS |= {"steps": "steps until the training loss is small"}
+SPECTRUM = {"yscale": "log", "xlabel": "NAD index", "ylabel": "singular value"}
+
+
+def plain(text: str) -> str:
+    """Text that is not ours, as it stands: matplotlib takes what is between two $ for mathematics."""
+    return text.replace("$", r"\$")
 
 
 @in_style
@@ -40,19 +46,38 @@ def save_figure(figure: Figure, path: Path) -> None:
 def style_colors() -> dict[str, Any]:
     """The figures' colours as #rrggbb, for what is drawn elsewhere: each scale's ends with its 256, and the lines'."""
     norm, accuracy = SCALES["sensitivity"]["norm"], SCALES["accuracy"]
-    ends = {"sensitivity": (norm.vmin, norm.vmax), "accuracies": (accuracy["vmin"], accuracy["vmax"])}
-    maps = {"sensitivity": SCALES["sensitivity"]["cmap"], "accuracies": matplotlib.rcParams["image.cmap"]}
-    colors = {name: map(matplotlib.colormaps[maps[name]], range(256)) for name in maps}
-    scales = {name: {"ends": ends[name], "colors": "".join(map(to_hex, colors[name]))} for name in maps}
-    return scales | {"lines": list(map(to_hex, matplotlib.rcParams["axes.prop_cycle"].by_key()["color"]))}
+    hexes = [matplotlib.colormaps[name](range(256)) for name in (SIGNED, matplotlib.rcParams["image.cmap"])]
+    hexes = ["".join(map(to_hex, colors)) for colors in hexes]
+    return {
+        "sensitivity": {"ends": (norm.vmin, norm.vmax), "colors": hexes[0]},
+        "accuracies": {"ends": (accuracy["vmin"], accuracy["vmax"]), "colors": hexes[1]},
+        "lines": list(map(to_hex, matplotlib.rcParams["axes.prop_cycle"].by_key()["color"])),
+    }
+
+
+def map_array(values: Mapping[tuple[int, int], float], size: int, frequencies: Sequence[int]) -> np.ndarray:
+    """Values by canonical frequency as an array, rows k_y and columns k_x; nan where there is none."""
+    return np.array([[values.get(canonical_frequency(y, x, size), np.nan) for x in frequencies] for y in frequencies])
+
+
+def draw_map(axes: Axes, values: Mapping[tuple[int, int], float], size: int, scale: str) -> AxesImage:
+    """Draw values by their canonical frequency over k_y (up) and k_x, DC in the middle; cells without one stay grey."""
+    coarse = frequency_grid(size)
+    frequencies = coarse if all(y in coarse and x in coarse for y, x in values) else frequency_grid(size, 1)
+    half = (frequencies[1] - frequencies[0]) / 2 if len(frequencies) > 1 else 1
+    edges = (frequencies[0] - half, frequencies[-1] + half)
+    axes.set(facecolor="0.85", xticks=(ticks := frequencies[:: max(1, len(frequencies) // 4)]), yticks=ticks)
+    return axes.imshow(map_array(values, size, frequencies), origin="lower", extent=(*edges, *edges), **SCALES[scale])
 
 
 @in_style
 def map_figure(values: Mapping[tuple[int, int], float], size: int, title: str, *, scale: str = "accuracy") -> Figure:
-    """A map of values by frequency, DC in the middle, on one of the SCALES; cells without a value stay grey."""
+    """A map of values by frequency on one of the SCALES."""
     figure = Figure(figsize=(4.9, 3.9))
-    image = draw_map(figure.add_subplot(), values, size, title, **SCALES[scale])
-    figure.colorbar(image, label=LABELS[scale], extend={"accuracy": "min", "sensitivity": "both"}.get(scale, "neither"))
+    axes = figure.add_subplot(title=plain(title))
+    image = draw_map(axes, values, size, scale)
+    axes.set(xlabel="horizontal frequency (cycles per image)", ylabel="vertical frequency (cycles per image)")
+    figure.colorbar(image, label=LABELS[scale], extend=BEYOND[scale])
     return figure
 
 
@@ -66,23 +91,23 @@ def prediction_figure(networks: dict[str, tuple[dict, dict, dict]], size: int) -
     kinds = [kind for kind in range(3) if any(maps[kind] for maps in networks.values())]
     figure = Figure(figsize=(2.1 * len(networks) + 0.6, 2.2 * len(kinds) + 0.3))
     grid = figure.subplots(len(kinds), len(networks), squeeze=False)
-    for column, (name, maps) in enumerate(networks.items()):
-        for row, kind in enumerate(kinds):
-            scale = SCALES["sensitivity" if kind == 0 else "accuracy"]
-            title = name.replace(" without", "\nwithout") if row == 0 else ""
-            image = draw_map(grid[row, column], maps[kind], size, title, **scale)
-            grid[row, column].set(xlabel="", ylabel=labels[kind] if column == 0 else "", xticks=[], yticks=[])
-            if column == len(networks) - 1:
-                label = "relative sensitivity" if kind == 0 else "test accuracy (%)"
-                figure.colorbar(image, ax=grid[row, :].tolist(), label=label)
+    for axes_row, kind in zip(grid, kinds, strict=True):
+        scale = "accuracy" if kind else "sensitivity"
+        for axes, maps in zip(axes_row, networks.values(), strict=True):
+            image = draw_map(axes, maps[kind], size, scale)
+            axes.set(xticks=[], yticks=[])
+        axes_row[0].set_ylabel(labels[kind])
+        figure.colorbar(image, ax=axes_row.tolist(), label=LABELS[scale])
+    for axes, name in zip(grid[0], networks, strict=True):
+        axes.set_title(plain(name).replace(" without", "\nwithout"))
     return figure
 
 
 @in_style
 def sheet_figure(maps: np.ndarray, names: Sequence[str], links: np.ndarray) -> Figure:
     """Maps of relative sensitivity (n, 16, 16) beside scipy's dendrogram of them, in its order and with its colours."""
-    columns = 8
-    figure = Figure(figsize=(13.0, 1.1 * -(-len(maps) // columns) + 1.0))
+    columns, rows = 8, -(-len(maps) // 8)
+    figure = Figure(figsize=(13.0, 1.1 * rows + 1.0))
     left, right = figure.subfigures(1, 2, width_ratios=(1, 3.2))
     axes = left.add_subplot()
     options = {"leaf_font_size": 7, "color_threshold": links[-6:, 2].min()}  # six groups of one colour each
@@ -90,7 +115,7 @@ def sheet_figure(maps: np.ndarray, names: Sequence[str], links: np.ndarray) -> F
     axes.invert_yaxis()
     axes.spines[:].set_visible(False)
     axes.set_xticks([])
-    grid = right.subplots(-(-len(maps) // columns), columns)
+    grid = right.subplots(rows, columns)
     for panel in grid.flat:
         panel.set_axis_off()
     for panel, leaf, color in zip(grid.flat, tree["leaves"], tree["leaves_color_list"], strict=False):
@@ -101,42 +126,22 @@ def sheet_figure(maps: np.ndarray, names: Sequence[str], links: np.ndarray) -> F
     return figure
 
 
-def draw_map(axes: Axes, values: Mapping[tuple[int, int], float], size: int, title: str, **scale: Any) -> AxesImage:
-    """Draw values by their canonical frequency over k_y (up) and k_x; cells without one stay grey."""
-    coarse = frequency_grid(size)
-    frequencies = coarse if all(y in coarse and x in coarse for y, x in values) else frequency_grid(size, 1)
-    grid = map_array(values, size, frequencies)
-    half = (frequencies[1] - frequencies[0]) / 2 if len(frequencies) > 1 else 1
-    edges = (frequencies[0] - half, frequencies[-1] + half)
-    axes.set_facecolor("0.85")
-    image = axes.imshow(grid, origin="lower", extent=(*edges, *edges), **scale)
-    axes.set(xlabel="horizontal frequency (cycles per image)", ylabel="vertical frequency (cycles per image)")
-    ticks = frequencies[:: max(1, len(frequencies) // 4)]
-    axes.set(title=title, xticks=ticks, yticks=ticks)
-    return image
-
-
-def map_array(values: Mapping[tuple[int, int], float], size: int, frequencies: Sequence[int]) -> np.ndarray:
-    """Values by canonical frequency as an array, rows k_y and columns k_x; nan where there is none."""
-    return np.array([[values.get(canonical_frequency(y, x, size), np.nan) for x in frequencies] for y in frequencies])
-
-
 @in_style
 def curve_figure(
-    x: np.ndarray, curves: dict[str, np.ndarray], *, spread: np.ndarray | None = None, **labels: Any
+    x: np.ndarray, curves: dict[str, np.ndarray], *, title: str, spread: np.ndarray | None = None, **labels: Any
 ) -> Figure:
     """Curves over a common x, shapes (k,), each with its label; a band of ± spread, (k,), if one is given.
 
     `labels` are those of matplotlib's `Axes.set`.
     """
     figure = Figure(figsize=(5.2, 3.4))
-    axes = figure.add_subplot(**labels)
+    axes = figure.add_subplot(title=plain(title), **labels)
     axes.xaxis.get_major_locator().set_params(integer=True)  # x counts epochs, or NADs
     for label, y in curves.items():
-        (line,) = axes.plot(x, y, label=label, marker="o" if len(x) < 40 else "", markersize=3)
+        (line,) = axes.plot(x, y, label=plain(label), marker="o" if len(x) < 40 else "", markersize=3)
         if spread is not None:
             axes.fill_between(x, y - spread, y + spread, color=line.get_color(), alpha=0.25, linewidth=0)
-    if len(axes.lines) > 1:
+    if len(curves) > 1:
         axes.legend()
     return figure
 
@@ -156,8 +161,22 @@ def scatters_figure(panels: Mapping[str, tuple[np.ndarray, np.ndarray]], **label
             axes.plot(ends, ends, color="0.7", linewidth=1, zorder=0)
             axes.set_aspect("equal")
         axes.scatter(x, y, s=11, alpha=0.7)
-        axes.set_title(title)
+        axes.set_title(plain(title))
         axes.label_outer()
+    return figure
+
+
+@in_style
+def image_rows_figure(rows: dict[str, np.ndarray], titles: Sequence[str]) -> Figure:
+    """Rows of images, each (k, 3, H, W) in [0, 1] (clipped for display), with a title over each column."""
+    figure = Figure(figsize=(0.95 * len(titles) + 0.8, 1.05 * len(rows) + 0.3))
+    grid = figure.subplots(len(rows), len(titles), squeeze=False, subplot_kw={"xticks": [], "yticks": []})
+    for axes_row, (label, images) in zip(grid, rows.items(), strict=True):
+        axes_row[0].set_ylabel(label.replace(", ", ",\n"))
+        for axes, image in zip(axes_row, images, strict=True):
+            axes.imshow(image.transpose(1, 2, 0).clip(0, 1))
+    for axes, title in zip(grid[0], titles, strict=True):
+        axes.set_title(plain(title))
     return figure
 
 
@@ -170,51 +189,31 @@ def nads_figure(directions: dict[str, np.ndarray], spectra: dict[str, np.ndarray
     grid = figure.add_gridspec(len(heights), k, height_ratios=heights)
     for group, (name, rows) in enumerate(directions.items()):
         for column, direction in enumerate(rows):
-            pixels = figure.add_subplot(grid[2 * group, column])
-            energy = figure.add_subplot(grid[2 * group + 1, column])
-            show_direction(pixels, energy, direction)
-            if group == 0:
-                pixels.set_title(f"NAD {column}")
-            if column == 0:
-                pixels.set_ylabel(f"{name}\npixels")
-                energy.set_ylabel("Fourier\nenergy")
+            pixels, energy = (figure.add_subplot(grid[2 * group + below, column]) for below in (0, 1))
+            draw_direction(pixels, energy, direction)
+            pixels.set(title="" if group else f"NAD {column}", ylabel="" if column else f"{plain(name)}\npixels")
+            energy.set(ylabel="" if column else "Fourier\nenergy")
     if spectra:
-        axes = figure.add_subplot(grid[-1, :])
+        axes = figure.add_subplot(grid[-1, :], **SPECTRUM)
         for name, values in spectra.items():
-            axes.plot(np.arange(len(values)), values, label=name)
-        axes.set(yscale="log", xlabel="NAD index", ylabel="singular value")
+            axes.plot(values, label=plain(name))
         if len(spectra) > 1:
             axes.legend()
     return figure
 
 
-def show_direction(pixels, energy, direction: np.ndarray) -> None:
+def draw_direction(pixels: Axes, energy: Axes, direction: np.ndarray) -> None:
     """Draw a direction (C, H, W), as colours around grey, and its energy in the Fourier domain over all channels."""
     limit = np.abs(direction).max()
     if len(direction) == 3:
         pixels.imshow(0.5 + direction.transpose(1, 2, 0) / (2 * limit))
     else:
-        pixels.imshow(direction.mean(0), vmin=-limit, vmax=limit, cmap="RdBu_r")
+        pixels.imshow(direction.mean(0), vmin=-limit, vmax=limit, cmap=SIGNED)
     spectrum = np.square(np.abs(np.fft.fftshift(np.fft.fft2(direction), axes=(-2, -1)))).sum(0)
     energy.imshow(spectrum / spectrum.max(), vmin=0, vmax=1, origin="lower")
     for axes in (pixels, energy):
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(True)
-
-
-@in_style
-def image_rows_figure(rows: dict[str, np.ndarray], titles: Sequence[str]) -> Figure:
-    """Rows of images, each (k, 3, H, W) in [0, 1] (clipped for display), with a title over each column."""
-    figure = Figure(figsize=(0.95 * len(titles) + 0.8, 1.05 * len(rows) + 0.3))
-    grid = figure.subplots(len(rows), len(titles), squeeze=False)
-    for axes_row, (label, images) in zip(grid, rows.items(), strict=True):
-        axes_row[0].set_ylabel(label.replace(", ", ",\n"))
-        for axes, image in zip(axes_row, images, strict=True):
-            axes.imshow(image.transpose(1, 2, 0).clip(0, 1))
-            axes.set(xticks=[], yticks=[])
-    for axes, title in zip(grid[0], titles, strict=True):
-        axes.set_title(title)
-    return figure
 
 
 @in_style
@@ -224,12 +223,12 @@ def nad_detail_figure(
     """One NAD (C, H, W): pixels, Fourier energy, place in the spectrum (D,), accuracies (NAD indices, percent)."""
     figure = Figure(figsize=(9.0, 2.5))
     pixels, energy, spectrum, curve = figure.subplots(1, 4, width_ratios=[1, 1, 1.3, 1.3])
-    show_direction(pixels, energy, direction)
+    draw_direction(pixels, energy, direction)
     pixels.set_title(f"NAD {index}")
     energy.set_title("Fourier energy")
     spectrum.plot(singular_values)
     spectrum.plot(index, singular_values[index], "o", color="C1")
-    spectrum.set(yscale="log", xlabel="NAD index", ylabel="singular value")
+    spectrum.set(**SPECTRUM)
     curve.plot(*accuracies, marker="o", markersize=3)
     curve.axvline(index, color="C1")
     curve.set(ylim=(45, 102), xlabel="NAD index", ylabel="test accuracy (%)")
