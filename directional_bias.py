@@ -7,7 +7,7 @@ test it on fresh samples of D(v). The map of test accuracy over the Fourier imag
 
 trains once for each of the 130 distinct cells of the published 16×16 map. Expect for LeNet up to 80 % at low
 frequencies, chance (50 %) at most others, mean 56 %; for LogReg 100 % everywhere; for LeNet with --no-pooling --sigma 1
-at least 99.8 %. Repeated trainings vary by 0.5 to 0.8 points (standard deviation), by more where the map is steep.
+at least 99.8 % (22 cells). Repetitions vary by 0.5 to 0.8 points (standard deviation), by more where the map is steep.
 
     python directional_bias.py --arch lenet --measure steps
 
@@ -247,8 +247,7 @@ def parse_arguments(argv: list[str] | None) -> Namespace:
     group = parser.add_argument_group("data")
     group.add_argument("--num-train", type=cli.positive_int, default=DATA["num_train"], help="training samples")
     group.add_argument("--num-test", type=cli.positive_int, default=DATA["num_test"], help="test samples")
-    epsilon = "ε: distance of each class from the boundary along v; the authors' example has 0.5"
-    group.add_argument("--epsilon", type=cli.positive, default=DATA["epsilon"], help=epsilon)
+    group.add_argument("--epsilon", type=cli.positive, default=DATA["epsilon"], help="ε: a sample has <x, v> = ε or −ε")
     cli.add_recipe_arguments(parser, RECIPE)
     default = "runs/directional_bias/ARCH-DIRECTIONS, or runs/steps/… with --measure steps"
     cli.add_run_arguments(parser, output_help=f"folder of the run (default: {default})", workers=True)

@@ -183,13 +183,11 @@ def parse_arguments(argv: list[str] | None) -> Namespace:
     cli.add_model_arguments(parser)
     group = parser.add_argument_group("estimator")
     group.add_argument("--estimator", choices=NUM_NETWORKS, default="marginal", help="sampled is the paper's protocol")
-    several = "networks to draw (default: 1,000 for marginal, 10,000 for sampled)"
-    group.add_argument("--num-networks", type=cli.positive_int, help=several)
+    group.add_argument("--num-networks", type=cli.positive_int, help="networks drawn (default: 1,000; sampled: 10,000)")
     group.add_argument("--step", type=cli.positive, default=STEP, help="step s; another one finds other NADs")
     default = "--checkpoints, or runs/nads/ARCH-ESTIMATOR"
     cli.add_run_arguments(parser, output_help=f"folder for the arrays (default: {default})", workers=True)
-    where = "folder for the checkpoints and the figure (default: that of the arrays)"
-    parser.add_argument("--checkpoints", type=cli.path, help=where)
+    parser.add_argument("--checkpoints", type=cli.path, help="folder for checkpoints and figure (default: --output)")
     args = parser.parse_args(argv)
     cli.finish(parser, args)
     args.num_networks = args.num_networks or NUM_NETWORKS[args.estimator]
