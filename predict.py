@@ -131,7 +131,7 @@ def read_measured(path: Path, args: Namespace) -> tuple[str, Accuracies]:
 
 
 def compare(sensitivity: Mapping[tuple[int, ...], float], measure: str, values: Accuracies, args: Namespace) -> None:
-    """Print how the sensitivities rank what was measured, beside the rule of low frequencies, and draw both."""
+    """How the sensitivities rank what was measured, beside the rule of low frequencies: print, draw, comparison.csv."""
     common = [(index, key_of(index, args), y) for index, y in values if key_of(index, args) in sensitivity]
     if not common:
         raise Refusal(f"{args.against} has none of these directions")
@@ -142,20 +142,27 @@ def compare(sensitivity: Mapping[tuple[int, ...], float], measure: str, values: 
     print(f"against {len(y)} directions of {args.against}:")
     if measure == "steps":
         learnt = np.isfinite(y)
-        for name, score in scores.items():
-            overall, among = (stats.spearmanr(score[part], y[part]).statistic for part in (slice(None), learnt))
-            print(f"{name}: rank correlation with the steps {overall:.3f}, {among:.3f} among the {learnt.sum()} learnt")
+        parts = {"spearman": slice(None), "spearman_of_learnt": learnt}
+        found = {
+            name: {key: stats.spearmanr(score[part], y[part]).statistic for key, part in parts.items()}
+            for name, score in scores.items()
+        }
+        for name, row in found.items():
+            both = f"{row['spearman']:.3f}, {row['spearman_of_learnt']:.3f} among the {learnt.sum()} learnt"
+            print(f"{name}: rank correlation with the steps {both}")
         x, y = x[learnt], y[learnt]
     else:
         print(f"{(y > LEARNT).sum()} learnt (above {LEARNT:g} %), {(y <= UNLEARNT).sum()} not (up to {UNLEARNT:g} %)")
-        for name, score in scores.items():
-            ranked = ranking(score, y)
-            print(f"{name}: AUC {ranked['auc']:.3f}, rank correlation {ranked['spearman']:.3f}")
-        ends = ranking(x, y)
+        found = {name: ranking(score, y) for name, score in scores.items()}
+        for name, row in found.items():
+            print(f"{name}: AUC {row['auc']:.3f}, rank correlation {row['spearman']:.3f}")
+        ends = found["relative sensitivity"]
         print(
             f"relative sensitivity to unlearnt directions up to {ends['largest_unlearnt']:.2g}, "
             f"to learnt ones from {ends['smallest_learnt']:.2g}"
         )
+    rows = [{"score": name} | {key: f"{value:.4f}" for key, value in row.items()} for name, row in found.items()]
+    tables.write_rows(args.output / "comparison.csv", rows)
     labels = {"xlabel": plotting.LABELS["sensitivity"], "ylabel": plotting.LABELS[measure], "xscale": "log"}
     labels |= {"yscale": "log"} if measure == "steps" else {}
     figure = plotting.scatters_figure({title_name(args): (x, y)}, **labels)

@@ -204,7 +204,30 @@ def compared_rows(asked: dict[str, str], known: dict) -> list[Row]:
     return [Row(what, "", "{} points; {}; {}".format(*shown), "", str(len(x)), tuple(runs))]
 
 
-KINDS = {"map": map_rows, "nads": nad_rows, "curve": curve_rows, "cifar": cifar_rows, "compared": compared_rows}
+def steps_rows(asked: dict[str, str], known: dict) -> list[Row]:
+    """How fast directions are learnt, and how well untrained networks and the rule of low frequencies rank that."""
+    run, title = asked["runs"], asked["title"]
+    steps = np.array([float(row["steps"]) for row in rows_of(run)])
+    what, learnt = f"{title}: directions learnt; fewest, median and most steps", steps[np.isfinite(steps)]
+    if not len(learnt):
+        return [Row(what)]
+    here = f"{len(learnt)} of {len(steps)}; {learnt.min():.0f}, {np.median(learnt):.0f}, {learnt.max():.0f}"
+    lines = [Row(what, "", here, "", str(len(steps)), (run,))]
+    for row in tables.read_rows(RESULTS / asked["items"] / "comparison.csv"):
+        what = f"{title}, by {row['score']}: rank correlation with the steps; among those learnt"
+        here = "; ".join(number(float(row[key]), 2) for key in ("spearman", "spearman_of_learnt"))
+        lines.append(Row(what, "", here, "", str(len(steps)), (run,)))
+    return lines
+
+
+KINDS = {
+    "steps": steps_rows,
+    "map": map_rows,
+    "nads": nad_rows,
+    "curve": curve_rows,
+    "cifar": cifar_rows,
+    "compared": compared_rows,
+}
 
 
 def reproduction() -> dict[str, list[Row]]:

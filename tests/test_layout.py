@@ -19,7 +19,7 @@ ALLOWED["docs"] = {*GROUND, *SCRIPTS, "NADs_scripts", "studies", "docs"}
 IN_ROOMS = [path for room in ROOMS for path in (ROOT / room).rglob("*.py")]
 FILES = sorted([*(ROOT / f"{script}.py" for script in SCRIPTS), *IN_ROOMS])
 MAX_LINES = 3_610  # of models, utils, NADs_scripts and the scripts of the experiments; it may only fall
-MAX_STUDIES = 690  # of predict.py and studies
+MAX_STUDIES = 695  # of predict.py and studies
 
 
 def room(path):
