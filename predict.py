@@ -2,22 +2,28 @@
 
     python predict.py --arch resnet18
 
-shows each untrained network the two classes of D(v), x ± s·v, for the 130 directions v of the published map. The
-squared difference of its features, in the mean over networks, divided by the same for random directions, is the
+shows each untrained network the two classes of D(v), x ± s·v, for the 130 directions v of the published map, and takes
+the squared difference of its features. The mean over networks, divided by the same for random directions, is the
 relative sensitivity to v. Expect for ResNet-18 0.15 to 17. Most networks learn the directions above about 0.5.
 
-    python predict.py --arch lenet --against fourier_accuracies.csv
+    python predict.py --arch lenet --against dft_accuracies.csv
 
 also says how well that ranks accuracies: those of a run of experiment 1 (its folder), or the authors' published ones.
-Expect an AUC of 1.000 for ResNet-18 and, by seed, 0.993 to 1.000 for LeNet. Its limits stand in studies/README.md.
+Expect an AUC (fraction of learnt and unlearnt pairs in the right order) of 0.99 or more. Its limits: studies/README.md.
 """
 
 import math
+import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # PYTHONSAFEPATH leaves it out
+import utils.startup  # noqa: F401
+
+# isort: split
 
 import numpy as np
 import torch
@@ -26,7 +32,7 @@ from tqdm import tqdm
 
 import directional_bias
 from directional_bias import KEYS, SIGMA, Accuracies, key_of, title_name
-from models import build_model, canonical_name, check_fresh_draws, check_model, paper_name
+from models import build_model, canonical_name, checked, paper_name
 from refusals import Refusal
 from utils import cli, plotting, runs, seeding, tables
 from utils.directions import random_direction
@@ -181,7 +187,7 @@ def parse_arguments(argv: list[str] | None) -> Namespace:
     """The command line."""
     parser = cli.ArgumentParser(__doc__)
     cli.add_model_arguments(parser)
-    parser.add_argument("--no-pooling", action="store_true", help="the ablation without pooling: LeNet, ResNet-18")
+    parser.add_argument("--no-pooling", action="store_true", help="remove all pooling: LeNet and ResNet-18 only")
     directional_bias.add_direction_arguments(parser)
     several = "untrained networks (default: 4; 200 if the architecture does not end in a linear layer)"
     parser.add_argument("--num-networks", type=cli.positive_int, help=several)
@@ -203,9 +209,7 @@ def main(argv: list[str] | None = None) -> None:
     measured = read_measured(args.against, args) if args.against else None
     stacked, pooling = torch.stack(list(directions.values())).to(args.device), not args.no_pooling
     build = partial(build_model, args.arch, args.num_channels, 1, args.image_size, pooling)
-    network = build()
-    check_model(network, args.arch, stacked[0].shape, 1)
-    check_fresh_draws(build, stacked[0].shape)
+    network = checked(build, args.arch, stacked[0].shape, 1)
     if args.num_networks is None:
         args.num_networks = NUM_NETWORKS[estimator_for(network.eval(), stacked[0].cpu())]
     start = time.monotonic()

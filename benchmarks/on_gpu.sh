@@ -1,67 +1,68 @@
 #!/usr/bin/env bash
-# Most of what the README marks as not run, and times, on a GPU, the most telling first, in calls of under ten minutes:
-#     bash benchmarks/on_gpu.sh RESULTS STATE [DATA]
-# The same command again continues, until it says "all done". STATE keeps rows, checkpoints and what is done; RESULTS
-# gets each step's output, its seconds, and the small files. DATA is CIFAR-10's folder, or one of images; without it
-# those steps are skipped. From the environment: PYTHON, the interpreter; LIMIT, seconds of a call; RANKS, processes
-# that share the GPU; OPTIONS of the runs, like "--precision bf16" or "--device cpu"; SMALL=1, tiny sizes, to try it:
-# these in folders of their own.
+# What is not measured yet, on a GPU, the most telling first:
+#     bash benchmarks/on_gpu.sh
+# The same command again continues. All results are in one folder: $OUT, or runs/on_gpu. From the environment, too:
+# DATA, the folder of CIFAR-10 or of images (default: data); NADS_REFERENCE, the authors' files, to compare with;
+# WORKERS, processes on the GPU (default: 6); PYTHON, the interpreter; DRY=1 only prints the commands.
 set -u
-trap 'kill ${!:-}; exit 130' INT TERM
+out=$(realpath -m "${OUT:-runs/on_gpu}") data=$(realpath -m "${DATA:-data}")
+theirs=${NADS_REFERENCE:+$(realpath "$NADS_REFERENCE")}
+cd "$(dirname "$0")/.." || exit
+mkdir -p "$out"
 export TQDM_MININTERVAL=10 # seconds: the output goes to files
-[[ $# -ge 2 ]] || { sed -n '2,8s/^# \{0,1\}//p' "$0"; exit 2; }
-mkdir -p "$1" "$2"
-results=$(realpath "$1") state=$(realpath "$2") data=$(realpath -m "${3:-/nowhere}") limit=${LIMIT:-570} failed=0
-ranks=${RANKS:-6}
-cd "$(dirname "$0")/.." || exit 2
-read -ra options <<<"${OPTIONS:-}"
-tables=(lenet resnet18 vgg11 densenet121) table=() cells=() size=() epochs=() networks=() nads=10:1000:52
-poison=0,10,20,50,100,150,200,300,400,500,800,1000,1020
-if [[ ${SMALL:-} ]]; then
-    size=(--epochs 1 --num-train 256 --num-test 256) cells=(--frequency 0 0 --frequency 2 2) epochs=(--epochs 1)
-    tables=(lenet) table=(--steps 2 --networks 2) networks=(--num-networks 2) poison=0,10 nads=10,62
-fi
-end() { # CODE MESSAGE: copy the small files, and end
-    (cd "$state" && find . -regex '.*\(\.csv\|\.json\|\.png\|_eigenvals\.npy\)' -exec cp --parents -t "$results" {} +)
-    echo "$2" && exit "$1"
+failed=0 workers=${WORKERS:-6} maps=() curves=()
+[[ ! $theirs ]] || maps=(--published "$theirs/fourier_accuracies.csv") curves=(--published "$theirs/nad_accuracies.csv")
+
+step() { # NAME COMMAND...: unless it is done; what it prints goes to NAME.txt, its seconds and exit code to steps.csv
+    ! grep -qs "^$1,.*,0$" "$out/steps.csv" || return 0
+    echo "$1: ${*:2}"
+    [[ ! ${DRY:-} ]] || return 0
+    local begin=$SECONDS code=0
+    "${PYTHON:-python3}" "${@:2}" &>>"$out/$1.txt" || code=$?
+    echo "$1,$((SECONDS - begin)),$code" | tee -a "$out/steps.csv"
+    ((code == 0)) || failed=1
+    find "$out" -name 'weights-*.pt' -delete # large, and nothing continues from them
+    return $code
 }
-step() { # NAME COMMAND...: do what is not done yet, in the time that is left
-    [[ ! -e $state/$1.done ]] || return 0
-    ((limit - SECONDS > 45)) || end 75 "time is up: the same command continues with $1"
-    local start=$SECONDS left=$((limit - SECONDS - 15)) code=0
-    timeout -k 15 $left "${PYTHON:-python3}" "${@:2}" &>>"$results/$1.txt" & # with all processes that it starts
-    wait $! || code=$?
-    echo "$1,$((SECONDS - start)),$code" | tee -a "$results/seconds.csv" # of this call; code 0: done
-    if ((code == 0)); then touch "$state/$1.done"
-    elif ((SECONDS - start >= left)); then end 75 "time is up: the same command continues with $1"
-    else failed=1 && echo "$1 failed: see $results/$1.txt"; fi
+run() { # SCRIPT NAME OPTION...: in bf16, from what results/ has of this run; each of its rows says its device
+    local folder=$out/$1/$2
+    if [[ ! -d $folder && -d results/$1/$2 && ! ${DRY:-} ]]; then
+        mkdir -p "$out/$1" && cp -r "results/$1/$2" "$folder"
+        sed -i 's/"device": "cpu"/"device": "cuda"/' "$folder/config.json"
+    fi
+    step "$2" "$1.py" --precision bf16 --workers "$workers" --output "$folder" "${@:3}"
 }
-run() { # NAME SCRIPT OPTION...
-    local shared=(-m torch.distributed.run --nproc-per-node "$ranks")
-    step "$1" "${shared[@]}" "$2.py" --output "$state/$1" "${options[@]}" "${@:3}"
+map() { # NAME FREQUENCIES OPTION...: the cells that results/ lacks of a map, without mirror images
+    local cells=() y x
+    for y in $2; do for x in $2; do
+        grep -qs "^$((-y)),$((-x))," "results/directional_bias/$1/accuracies.csv" ||
+            cells+=(--frequency $((-y)) $((-x)))
+    done; done
+    ((${#cells[@]} == 0)) || run directional_bias "$1" "${@:3}" "${cells[@]}"
 }
-map() { run "$1" directional_bias --arch "${@:2}" "${size[@]}" "${cells[@]}"; }
-cifar() {
-    [[ -d $data/train || -d $data/cifar-10-batches-py ]] || { echo "$1: skipped, no images in $data" && return; }
-    run "$1" poison_cifar --data "$data" "${epochs[@]}" "${@:2}"
+cifar() { # NAME OPTION...
+    run poison_cifar "$1" --data "$data" "${@:2}"
 }
 
-step tests -m pytest -q -m gpu tests --ignore tests/test_notebook.py
-for arch in "${tables[@]}"; do
-    step "table-$arch" benchmarks/table.py --arch "$arch" --processes "$ranks" "${table[@]}"
+step tests -m pytest -q -m gpu tests
+map ResNet18-bf16-fourier "0 2 4 6 8 10 12 14 16" --arch resnet18 "${maps[@]}"
+cifar ResNet18-bf16-poison --arch resnet18 --nad-index 10,100,200,400,1000
+[[ ! $theirs ]] ||
+    cifar ResNet18-bf16-published_nads-poison --arch resnet18 --nads "$theirs/ResNet18_NADs.npy" --nad-index 0
+for script in NADs_scripts/*_nad.py; do
+    name=nads-$(basename "$script" _nad.py)
+    step "$name" "$script" --workers "$workers" --output "$out/NADs" --checkpoints "$out/$name" &&
+        rm -f "$out/$name"/part-*.pt
 done
-run predict-resnet18 predict --arch resnet18
-run nads-lenet nad_computation --arch lenet "${networks[@]}"
-run along-nads-resnet18 directional_bias --arch resnet18 --directions nads --nad-index $nads "${size[@]}"
-map map-vgg11 vgg11
-for arch in resnet18 vgg11; do for way in none flip; do cifar $way-$arch --arch $arch --transform $way; done; done
-map map-resnet18 resnet18
-cifar poison-resnet18 --arch resnet18 --nad-index $poison
-for way in none flip; do cifar $way-densenet121 --arch densenet121 --transform $way; done
-map map-densenet121 densenet121
-run nads-resnet18 nad_computation --arch resnet18 --num-networks 320 "${networks[@]}"
-cifar poison-lenet --arch lenet --nad-index 0
-map map-lenet lenet
-map map-resnet18-nopooling resnet18 --no-pooling
-((failed)) && end 1 "some steps failed: their output is in $results; the same command tries them again"
-end 0 "all done"
+map DenseNet121-bf16-fourier "0 2 4 6 10 14" --arch densenet121
+for arch in DenseNet121 VGG11; do
+    run directional_bias "$arch-bf16-nads" --arch "${arch,,}" --directions nads --nad-index 10:1000:52 "${curves[@]}"
+done
+run directional_bias ResNet18-bf16-nopooling-sigma1-fourier --arch resnet18 --no-pooling --sigma 1 \
+    --frequency 0 0 --frequency 0 -8 --frequency -8 -8 --frequency -4 -10 --frequency -14 -10 --frequency -16 -16
+for arch in ResNet18 DenseNet121; do
+    for way in none flip; do cifar "$arch-bf16-$way" --arch "${arch,,}" --transform $way; done
+done
+step table-1 -m benchmarks.table --arch resnet18 lenet --processes 1
+step "table-$workers" -m benchmarks.table --arch resnet18 --processes "$workers" --warm-up 20
+exit $failed

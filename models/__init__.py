@@ -1,6 +1,6 @@
 """The paper's architectures, as plain modules, and a registry that builds them by name."""
 
-from models.checks import check_fresh_draws, check_model, check_training_step
+from models.checks import check_model, checked
 from models.densenet import DenseNet121
 from models.lenet import LeNet
 from models.logreg import LogReg
@@ -10,4 +10,4 @@ from models.vgg import VGG11_bn
 
 __all__ = ["DenseNet121", "LeNet", "LogReg", "ResNet18", "VGG11_bn"]
 __all__ += ["ARCHITECTURES", "build_model", "canonical_name", "identity", "paper_name"]
-__all__ += ["check_fresh_draws", "check_model", "check_training_step"]
+__all__ += ["check_model", "checked"]

@@ -14,6 +14,23 @@ from models.registry import is_users
 from refusals import Refusal
 
 
+def checked(
+    build: Callable[[], nn.Module],
+    arch: str | Callable[..., nn.Module],
+    image_shape: tuple[int, ...],
+    num_classes: int,
+    *,
+    last_batch: int | None = None,
+) -> nn.Module:
+    """A network that `build` draws, once all checks are passed: also those of training, given an epoch's last batch."""
+    model = build()
+    check_model(model, arch, image_shape, num_classes)
+    check_fresh_draws(build, image_shape)
+    if last_batch is not None:
+        check_training_step(build, image_shape, num_classes, last_batch=last_batch)
+    return model
+
+
 def check_model(
     model: nn.Module, arch: str | Callable[..., nn.Module], image_shape: tuple[int, ...], num_classes: int
 ) -> None:

@@ -3,10 +3,12 @@
     python results/table.py
 
 They stand between <!-- table.py: begin NAME --> and <!-- table.py: end NAME --> in README.md, results/README.md and
-NADs/README.md. rows.csv says which rows there are. maps.png shows the measured maps side by side.
+NADs/README.md. rows.csv says which rows of the reproduction there are, times.csv which commands have a time. maps.png
+shows the measured maps side by side.
 """
 
 import json
+import math
 import os
 import re
 import sys
@@ -26,6 +28,7 @@ from utils.directions import canonical_frequency, frequency_grid
 ROOT, RESULTS = Path(__file__).resolve().parents[1], Path(__file__).resolve().parent
 FREQUENCY = ("frequency_y", "frequency_x")
 EXPERIMENTS = ("directional_bias", "poison_cifar", "steps")  # the folders of runs
+NUMBERS = {"directional_bias": "1", "NADs": "2", "nads": "2", "poison_cifar": "3"}  # of experiments, by folder
 CELLS, CURVE, EPOCHS = 81, 20, 50  # a whole map less mirror images, a whole curve's indices, CIFAR-10's epochs
 TOLERANCE = {  # difference from what is published or expected, up to which a row is ✓, and up to which it is ≈
     "mean of a map": (1, 3, "points"),
@@ -119,7 +122,7 @@ def map_rows(asked: dict[str, str], known: dict) -> list[Row]:
     for found in tables.read_rows(RESULTS / run / "published.csv"):
         flat, difference = found["pearson"] == "nan", float(found["mean_absolute_difference"])
         what = f"{title}, cell by cell: mean difference" + ("" if flat else "; correlation")
-        theirs, here = ("0", "") if flat else ("0; 1", f"; {number(float(found['pearson']), 3)}")
+        theirs, here = ("0 if equal", "") if flat else ("0; 1 if equal", f"; {number(float(found['pearson']), 3)}")
         symbol = verdict([("mean difference of two maps or curves", difference)], measured, CELLS)
         lines.append(Row(what, theirs, f"{number(difference)} points{here}", symbol, str(len(rows)), (run,)))
     return lines
@@ -153,7 +156,7 @@ def nad_rows(asked: dict[str, str], known: dict) -> list[Row]:
     expected, here = (", ".join(row[f"{by}{key}"] for key in kinds) for row, by in ((sample, "expected_"), (plain, "")))
     others = [row for row in tables.read_rows(RESULTS / "nads" / "points.csv") if row["a"] == plain["a"]]
     here += "".join(f" (ours at another point: {', '.join(row[key] for key in kinds)})" for row in others)
-    what = f"{title}: correlation of log variances along the published NADs; overlap at k = 100"
+    what = f"{title}: correlation of log variances along the published NADs; overlap of the first 100"
     return [*lines, Row(what, f"{expected} (expected of a sample)", here, verdict(differences), "", (source, file))]
 
 
@@ -161,7 +164,7 @@ def curve_rows(asked: dict[str, str], known: dict) -> list[Row]:
     """Accuracy along NADs: its order, and the mean difference from the published curve."""
     run, spearman = asked["runs"], known.get((asked["network"], "nads_spearman"))
     what = f"{asked['title']}: Spearman of index and accuracy; mean difference"
-    theirs = "" if spearman is None else f"{number(spearman, 2)}; 0"
+    theirs = "" if spearman is None else f"{number(spearman, 2)}; 0 if equal"
     if not (means := tables.means(rows_of(run), ["nad_index"])):
         return [Row(what, theirs, verdict="–" if theirs else "")]
     here, judged = number(stats.spearmanr(list(means), list(means.values()))[0], 2), []
@@ -220,20 +223,67 @@ def markdown(header: tuple[str, ...], lines: list[tuple[str, ...]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in [header, ("---",) * len(header), *lines])
 
 
-def reproduction_table(sections: dict[str, list[Row]], below: Path) -> str:
-    """All rows, with links from the folder `below`, but for README.md the headlines; and how many have each verdict."""
+def reproduction_table(sections: dict[str, list[Row]]) -> str:
+    """All rows, with links from results/, and how many have each verdict."""
     header, lines = ("what", "published", "here", "", "trainings", "command", "in"), []
     for title, rows in sections.items():
-        lines += [(f"**{title}**", *[""] * 6)] if below != ROOT else []
+        lines.append((f"**{title}**", *[""] * 6))
         for row in rows:
-            if row.headline or below != ROOT:
-                commands = ", ".join(f"`{command}`" for command in dict.fromkeys(map(command_of, row.sources)))
-                paths = [(ROOT if source.startswith("NADs/") else RESULTS) / source for source in row.sources]
-                links = ", ".join(f"[{path.name}]({os.path.relpath(path, below)})" for path in paths)
-                lines.append((*row[:5], commands, links))
+            commands = ", ".join(f"`{command}`" for command in dict.fromkeys(map(command_of, row.sources)))
+            paths = [(ROOT if source.startswith("NADs/") else RESULTS) / source for source in row.sources]
+            links = ", ".join(f"[{path.name}]({os.path.relpath(path, RESULTS)})" for path in paths)
+            lines.append((*row[:5], commands, links))
+    return f"{markdown(header, lines)}\n\n{verdicts_line(sections)}"
+
+
+def headlines_table(sections: dict[str, list[Row]]) -> str:
+    """For README.md: how many rows have each verdict, and the headlines by the number of their experiment."""
+    rows = [row for rows in sections.values() for row in rows if row.headline and row.sources]
+    lines = [(NUMBERS[row.sources[0].split("/")[0]], *row[:4]) for row in rows]
+    return f"{verdicts_line(sections)}\n\n{markdown(('experiment', 'what', 'published', 'here', ''), lines)}"
+
+
+def verdicts_line(sections: dict[str, list[Row]]) -> str:
+    """How many rows have each verdict, in a sentence."""
     verdicts = [row.verdict for rows in sections.values() for row in rows if row.verdict]
     counts = ", ".join(f"{verdicts.count(symbol)} {symbol} ({meaning})" for symbol, meaning in SYMBOLS.items())
-    return f"{markdown(header, lines)}\n\nOf {len(verdicts)} rows with a published number: {counts}."
+    return f"Of {len(verdicts)} rows with a published number: {counts}."
+
+
+def times_table() -> str:
+    """How long the commands of times.csv take on 2 CPU cores and on an H100, where a run says so."""
+    lines = []
+    for asked in tables.read_rows(RESULTS / "times.csv"):
+        options, items = asked["h100_options"], int(asked["items"])
+        workers = re.search(r"--workers (\d+)", options)
+        cpu = duration(seconds_of_one(asked["cpu"], "CPU") * items / int(asked["cpu_workers"] or 1))
+        h100 = duration(seconds_of_one(asked["h100"], "H100") * items / int(workers[1] if workers else 1))
+        if cpu or h100:
+            lines.append((f"`{asked['command']}`", cpu, h100 + (f" with `{options}`" if options and h100 else "")))
+    return markdown(("command", "2 CPU cores", "H100"), lines)
+
+
+def seconds_of_one(source: str, device: str) -> float:
+    """The median time of a training of a run, or the mean time of a network of NADs/, on a "CPU" or an "H100"; or nan.
+
+    Times of the workers of a run overlap.
+    """
+    rows = rows_of(source) if source else []
+    if source.startswith("NADs/"):
+        about = json.loads((ROOT / source).read_text(encoding="utf-8"))
+        seconds = about.get("seconds", math.nan) / about["num_networks"]
+        rows = [{"seconds": str(seconds), "device": made_with(about).get("device", "CPU")}]
+    kinds = [("H100" if "H100" in row["device"] else "" if "NVIDIA" in row["device"] else "CPU") for row in rows]
+    seconds = [row["seconds"] for row, kind in zip(rows, kinds, strict=True) if kind == device and row["seconds"]]
+    return float(np.median([float(value) for value in seconds])) if seconds else math.nan
+
+
+def duration(seconds: float) -> str:
+    """A time in the largest unit of which it has one and a half, with two digits; empty if it is nan."""
+    for unit, size in (("days", 86400), ("hours", 3600), ("min", 60)):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.{0 if seconds >= 10 * size else 1}f} {unit}".replace(".0 ", " ")
+    return "" if math.isnan(seconds) else f"{seconds:.0f} s"
 
 
 def runs_table() -> str:
@@ -250,13 +300,18 @@ def runs_table() -> str:
     return markdown(("run", "device", "trainings", "mean test accuracy", "seconds of one, median", "rows"), lines)
 
 
+def made_with(about: dict) -> dict:
+    """What a JSON file of NADs/ says of the device and torch."""
+    return about.get("environment") or about.get("versions") or about
+
+
 def nads_table() -> str:
     """How the arrays of NADs/ were made, from the JSON files beside them."""
     lines = []
     for path in sorted((ROOT / "NADs").glob("*_NADs.json")):
         about = json.loads(path.read_text(encoding="utf-8"))
-        made = about.get("environment") or about.get("versions") or about
-        halves, device = f"{about['agreement']['split_half_overlap']:.2f}", made.get("device", "CPU")
+        made, halves = made_with(about), f"{about['agreement']['split_half_overlap']:.2f}"
+        device = made.get("device", "CPU")
         numbers = (about["estimator"], f"{about['num_networks']:,}", halves, device, made.get("torch", ""))
         lines.append((f"`{path.stem}.npy`", f"`NADs_scripts/{about['arch']}_nad.py`", *numbers))
     return markdown(("file", "script", "estimator", "networks", "agreement of two halves", "device", "torch"), lines)
@@ -275,8 +330,9 @@ def documents() -> dict[Path, str]:
     sections = reproduction()
     rule = [(kind, *(f"{bound:g} {unit}" for bound in bounds)) for kind, (*bounds, unit) in TOLERANCE.items()]
     blocks = {
-        ("README.md", "reproduction"): reproduction_table(sections, ROOT),
-        ("results/README.md", "reproduction"): reproduction_table(sections, RESULTS),
+        ("README.md", "times"): times_table(),
+        ("README.md", "reproduction"): headlines_table(sections),
+        ("results/README.md", "reproduction"): reproduction_table(sections),
         ("results/README.md", "rule"): markdown(("difference in", "✓ up to", "≈ up to"), rule),
         ("results/README.md", "runs"): runs_table(),
         ("NADs/README.md", "nads"): nads_table(),

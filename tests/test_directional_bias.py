@@ -1,6 +1,9 @@
 """The first experiment from its command line to its folder, at small sizes; and against the published map."""
 
 import json
+import os
+import shlex
+import subprocess
 import sys
 
 import numpy as np
@@ -11,7 +14,7 @@ import directional_bias
 import nad_computation
 import poison_cifar
 from directional_bias import compare_with_published, main, parse_arguments, train_on_direction
-from tests.helpers import count_epochs, orthonormal, refusal, rows, run_on_ranks
+from tests.helpers import ROOT, count_epochs, orthonormal, refusal, rows, run_on_ranks
 from utils import files, seeding, tables
 from utils.directions import canonical_frequency, fourier_direction
 from utils.training import LOSS_WINDOW
@@ -142,12 +145,12 @@ PAIRS = {  # the first: (60, 68), (70, 64), (80, 81), (57, 58); every published 
 
 
 @pytest.mark.parametrize(("said", "theirs"), PAIRS.items(), ids=["rows", "a flat map", "too few"])
-def test_published_rows_are_compared_with_the_training_of_their_frequency(tmp_path, no_figures, capsys, said, theirs):
+def test_published_rows_are_compared_with_the_training_of_their_frequency(tmp_path, no_figures, said, theirs):
     file = published(tmp_path / "map.csv", theirs)
     args = parse_arguments([*TINY, "--published", str(file), "--output", str(tmp_path)])
     theirs = tables.read_published(file, ("frequency_y", "frequency_x"), "logreg")
-    compare_with_published({(-2, -2): 64.0, (-2, 2): 68.0, (0, 0): 81.0, (0, -2): 58.0, (-4, -4): 50.0}, theirs, args)
-    assert said in capsys.readouterr().out
+    ours = {(-2, -2): 64.0, (-2, 2): 68.0, (0, 0): 81.0, (0, -2): 58.0, (-4, -4): 50.0}
+    assert said in compare_with_published(ours, theirs, args)
 
 
 @pytest.mark.parametrize("end", ["", "lenet\n0,0,50", "logreg\n0,zero,50", "logreg\n0,0,good", "\x00\xff\n1"])
@@ -234,6 +237,40 @@ def test_steps_are_counted_until_the_loss_is_small(tmp_path, capsys):
     args = parse_arguments(["--measure", "steps"])
     assert (args.epochs, args.sigma, str(args.output)) == (8, 0.5, "runs/steps/LeNet-fourier")
     assert parse_arguments(["--measure", "steps", "--sigma", "1"]).output.name == "LeNet-sigma1-fourier"
+
+
+# --- Shells and systems
+
+
+def run_in_a_shell(command, folder, **environment):
+    """How a shell ends that runs this command of experiment 1, small, in a folder; what it prints, and the rows."""
+    script = f"{shlex.quote(sys.executable)} {shlex.quote(str(ROOT / 'directional_bias.py'))} {shlex.join(TINY)}"
+    command = command.replace("SCRIPT", f"{script} --frequency 0 2 --frequency 2 2")
+    environment = {name: value for name, value in (os.environ | environment).items() if value is not None}
+    shell = subprocess.run(["bash", "-c", command], cwd=folder, env=environment, capture_output=True, text=True)
+    return shell, rows(folder / "run")
+
+
+SHELLS = {  # the command in a shell, and variables of its environment
+    "closed descriptors": ("SCRIPT --workers 2 --output run <&- >&- 2>&-", {}),
+    "a reader that leaves": ("SCRIPT --output run | head -1", {}),
+    "no path of its own": ("SCRIPT --output run", {"PYTHONSAFEPATH": "1"}),
+    "a left-over variable": ("SCRIPT --output run", {"WORLD_SIZE": "4"}),
+    "a folder in HOME": ("HOME=$PWD SCRIPT --output=~/run", {}),
+    "a blank in TMPDIR": ("mkdir 'a b'; TMPDIR=$PWD/'a b' SCRIPT --workers 2 --output run", {}),
+    "a terminal without σ": ("SCRIPT --help > help && SCRIPT --output run", {"PYTHONIOENCODING": "latin-1"}),
+    "a folder that cannot be written": ("mkdir run w; chmod a-w w; cd w; SCRIPT --output ../run", {}),
+    "few open files": ("ulimit -n 64; SCRIPT --workers 2 --output run", {}),
+    "LaTeX in figures": ("echo 'text.usetex: True' > matplotlibrc; SCRIPT --output run", {}),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("command", "environment"), SHELLS.values(), ids=SHELLS)
+def test_the_rows_do_not_depend_on_the_shell(tmp_path, command, environment):
+    start(tmp_path / "expected", "--frequency", 0, 2, "--frequency", 2, 2)
+    shell, found = run_in_a_shell(command, tmp_path, **environment)
+    assert found == rows(tmp_path / "expected") and (tmp_path / "run" / "accuracy.png").exists(), shell.stderr
 
 
 # --- Bad input

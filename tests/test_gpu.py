@@ -1,7 +1,6 @@
-"""Each script on a GPU, small: it trains, continues, shares the GPU among ranks, and agrees with the CPU."""
+"""Each script on a GPU, small: it trains, continues, shares the GPU among processes, and agrees with the CPU."""
 
 import importlib
-import json
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ import predict
 from models import build_model
 from tests.helpers import count_epochs, rows, run_on_ranks
 from tests.tiny_images import write_folder
-from utils import cifar, files, seeding, tables, training
+from utils import cifar, files, runs, seeding, tables, training
 from utils.last_layer import draw_network
 from utils.nads import NADs
 
@@ -24,7 +23,7 @@ ON_GPU = ["--device", DEVICE]
 PLAIN = "tests.tiny_networks:plain"
 LINEAR = "--arch lenet --image-size 16 --frequency 1 0 --sigma 0.3 --num-train 1000 --num-test 500 --epochs 8".split()
 POISON = "--epochs 4 --batch-size 8 --max-lr 0.02 --data images".split()
-RANKS = {  # what two ranks share, and the file with its numbers
+SHARED = {  # what two processes share, and the file with its numbers
     "directional_bias": ("--arch logreg --image-size 8 --num-train 60 --num-test 200 --epochs 2", "accuracies.csv"),
     "nad_computation": ("--arch lenet --num-networks 6", "LeNet_eigenvals.npy"),
     "poison_cifar": ("--arch logreg --nad-index 0,5 --epochs 1 --max-lr 0.02 --data images", "accuracies.csv"),
@@ -45,19 +44,20 @@ def numbers(path):
     return [[float(value) for value in row.values()] for row in rows(path)]
 
 
+def test_tf32_is_the_default_of_trainings_where_the_gpu_has_it():
+    default = "tf32" if torch.cuda.get_device_capability() >= (8, 0) else "fp32"
+    directional_bias.main([*LINEAR, *ON_GPU, "--num-train", "100", "--output", "run"])
+    assert runs.read_config(Path("run"))["precision"] == default
+    assert poison_cifar.parse_arguments([]).precision == default
+
+
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
 def test_training_learns_in_every_precision(capsys, precision):
     directional_bias.main([*LINEAR, *ON_GPU, "--precision", precision, "--output", "run"])
     (row,) = tables.read_rows(Path("run/accuracies.csv"))
     assert float(row["test_accuracy"]) > 97 and row["device"] == torch.cuda.get_device_name()
     assert f"on {DEVICE} ({row['device']})" in capsys.readouterr().out
-    assert json.loads(Path("run/config.json").read_text())["settings"]["precision"] == precision
-
-
-def test_trainings_use_tf32_unless_told_otherwise():
-    default = "tf32" if torch.cuda.get_device_capability() >= (8, 0) else "fp32"
-    for script in (directional_bias, poison_cifar):
-        assert script.parse_arguments([]).precision == default
+    assert runs.read_config(Path("run"))["precision"] == precision
 
 
 def trained(model, *, graphs):
@@ -152,13 +152,19 @@ def test_images_are_those_of_the_cpu(nads_file, transform):
         torch.testing.assert_close(found[name].cpu(), images, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("script", RANKS)
-def test_two_processes_share_one_gpu_and_give_the_numbers_of_one(tmp_path, script):
-    options, name = RANKS[script]
-    output = ["--output", str(tmp_path / "ranks")]
-    assert "2 workers" in run_on_ranks(script, *options.split(), *ON_GPU, *output, folder=tmp_path)[0]
-    importlib.import_module(script).main([*options.split(), *ON_GPU, "--output", "one"])
+@pytest.mark.parametrize("launcher", ["torchrun", "--workers"])
+@pytest.mark.parametrize("script", SHARED)
+def test_two_processes_share_one_gpu_and_give_the_numbers_of_one(capsys, tmp_path, script, launcher):
+    options, name = SHARED[script]
+    command, main = [*options.split(), *ON_GPU, "--output"], importlib.import_module(script).main
+    if launcher == "torchrun":
+        out, _ = run_on_ranks(script, *command, "shared", folder=tmp_path)
+    else:
+        main([*command, "shared", "--workers", "2"])
+        out = capsys.readouterr().out
+    assert "2 workers" in out
+    main([*command, "one"])
     read = numbers if name.endswith("csv") else np.load
     # An accuracy may differ by an image or two: sums on a GPU are not always taken in the same order.
     tolerance = {"rtol": 1e-3, "atol": 1} if name.endswith("csv") else {"rtol": 1e-4, "atol": 1e-6}
-    np.testing.assert_allclose(read(Path("ranks") / name), read(Path("one") / name), **tolerance)
+    np.testing.assert_allclose(read(Path("shared") / name), read(Path("one") / name), **tolerance)

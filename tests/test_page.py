@@ -150,7 +150,7 @@ def resize(driver, width):
 
 
 def test_a_browser_moves_types_clicks_and_finds_no_error(browser, made, tmp_path):
-    """SCREENSHOT=docs/page.png python -m pytest tests/test_page.py -k browser  also makes the README's picture."""
+    """SCREENSHOT=page.png python -m pytest tests/test_page.py -k browser  also makes a picture."""
     from selenium.webdriver import ActionChains, Keys
     from selenium.webdriver.common.by import By
     from selenium.webdriver.support.color import Color

@@ -13,6 +13,7 @@ from tests.tiny_images import write_folder
 BLOCKS = [block for text in READMES.values() for block in re.findall(r"^```sh\n(.*?)^```", text, re.M | re.S)]
 LINES = [line.split("  #")[0].strip() for block in BLOCKS for line in block.replace("\\\n", " ").splitlines()]
 COMMANDS = [line for line in LINES if line.startswith("python ")]
+(NETWORK,) = re.findall(r"^```python\n(.*?)^```", READMES[ROOT / "README.md"], re.M | re.S)  # mynets.py, the user's own
 SMALL = {
     "directional_bias.py": "--epochs 1 --num-train 20 --num-test 20",
     "nad_computation.py": "--num-networks 2",
@@ -44,6 +45,7 @@ def test_a_command_of_the_readme_runs(command, tmp_path, images):
     _, script, *options = shlex.split(command)
     options = [option for option in options if option != "--download"]
     options = [str(ROOT / option) if option.startswith("NADs/") else option for option in options]
+    (tmp_path / "mynets.py").write_text(NETWORK)
     small = SMALL[script].format(images=images, output=tmp_path).split()
     result = subprocess.run(
         [sys.executable, ROOT / script, *options, *small], cwd=tmp_path, capture_output=True, text=True
@@ -55,5 +57,7 @@ def test_a_command_of_the_readme_runs(command, tmp_path, images):
 
 
 def test_the_files_that_the_readmes_name_exist():
-    links = [path.parent / link for path, text in READMES.items() for link in re.findall(r"\]\(((?!http)[^)#]+)", text)]
+    paths = [*READMES, *(ROOT / "docs").glob("*.md"), ROOT / "results" / "differences.md"]
+    texts = {path: path.read_text(encoding="utf-8") for path in paths}
+    links = [path.parent / link for path, text in texts.items() for link in re.findall(r"\]\(((?!http)[^)#]+)", text)]
     assert links and not [link for link in links if not link.exists()]

@@ -50,6 +50,18 @@ def test_a_run_has_its_command_settings_and_columns(folder):
             assert key == directional_bias.canonical_frequency(*key)
 
 
+def test_a_time_is_that_of_a_run_with_the_settings_of_the_command():
+    for asked in tables.read_rows(table.RESULTS / "times.csv"):
+        command = asked["command"].replace("make demo", "python directional_bias.py --arch lenet")
+        _, script, *argv = shlex.split(command)
+        for source, options in ((asked["cpu"], "--device cpu"), (asked["h100"], asked["h100_options"])):
+            if source and not source.startswith("NADs/"):
+                args = vars(SCRIPTS[script.removesuffix(".py")].parse_arguments(argv + options.split()))
+                saved = files.read_json(table.RESULTS / source / "config.json", "settings")["settings"]
+                for key in saved.keys() & args.keys() - {"arch", "nads", "device"}:
+                    assert saved[key] == args[key], (command, key)
+
+
 def test_no_committed_file_names_a_folder_of_one_machine():
     texts = [path for suffix in ("csv", "json", "md", "py") for path in table.RESULTS.rglob(f"*.{suffix}")]
     assert not [path for path in texts if any(word in path.read_text() for word in ("/work", "../shared", "/home"))]
@@ -123,7 +135,7 @@ def test_a_curve_is_judged_by_its_difference_and_its_number_of_indices(record):
     for run, number in (("a/b", 20), ("a/part", 19)):
         record(run, ["nad_index"], [((i,), 100 - i) for i in range(number)], AGREEMENT)
         (row,) = table.curve_rows(ASKED | {"runs": run}, known)
-        assert (row.published, row.here) == ("−0.90; 0", "−1.00; 4.0 points")
+        assert (row.published, row.here) == ("−0.90; 0 if equal", "−1.00; 4.0 points")
         assert row.verdict == ("≈" if number == 20 else "◔")
     assert table.curve_rows(ASKED, {})[0].verdict == ""  # nothing is published
     assert table.curve_rows(ASKED | {"runs": "a/none"}, known)[0].verdict == "–"
@@ -170,6 +182,19 @@ def test_nads_are_compared_on_the_scale_of_the_authors_gradients_and_with_what_a
     point = {"a": row["a"], "log_variances": "0.97", "overlap_100": "0.8"}
     tables.write_rows(tmp_path / "nads" / "points.csv", [point])
     assert table.nad_rows(ASKED, known)[1].here == "0.99, 0.85 (ours at another point: 0.97, 0.8)"
+
+
+def test_times_are_medians_of_a_device_by_items_and_workers(record, tmp_path):
+    record("a/b", ["nad_index"], [((i,), 50) for i in range(3)])
+    path = tmp_path / "a" / "b" / "accuracies.csv"
+    text = path.read_text().replace("2,CPU", "600,NVIDIA H100 80GB HBM3", 1).replace("2,CPU", "9,NVIDIA A100", 1)
+    path.write_text(text)
+    row = {"command": "x", "items": 100, "cpu": "a/b", "cpu_workers": 2, "h100": "a/b", "h100_options": "--workers 6"}
+    unknown = row | {"command": "y", "cpu": "a/none", "h100": ""}
+    tables.write_rows(tmp_path / "times.csv", [row, unknown])
+    assert table.times_table().splitlines()[2:] == ["| `x` | 1.7 min | 2.8 hours with `--workers 6` |"]
+    shown = [table.duration(seconds) for seconds in (59, 90, 600, 5400, 36000, 1e6, float("nan"))]
+    assert shown == ["59 s", "1.5 min", "10 min", "1.5 hours", "10 hours", "12 days", ""]
 
 
 def test_all_runs_are_listed_by_device_and_commands_lose_what_says_where(record, tmp_path):

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import functools
 import math
+import signal
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,17 +13,17 @@ from typing import Any, NoReturn
 import torch
 
 from refusals import Refusal
-from utils import precision
+from utils import precision, startup
 
 MUST_BE_POSITIVE = ("max_lr", "clip_norm")  # of a recipe; zero switches the others off
-ARCH_HELP = "logreg, lenet, vgg11, resnet18, densenet121, torchvision:NAME, timm:NAME, or package.module:factory"
+ARCH_HELP = "logreg, lenet, vgg11, resnet18, densenet121, torchvision:NAME, timm:NAME, or module:function (yours)"
 RECIPE_HELP = {
     "epochs": "passes over the training set",
-    "batch_size": "images in a step",
+    "batch_size": "images per step",
     "max_lr": "peak learning rate; it falls linearly to 0",
     "momentum": "momentum of SGD",
     "weight_decay": "weight decay (L2)",
-    "clip_norm": "largest norm of the gradient",
+    "clip_norm": "norm of the gradient above which it is scaled down",
 }
 
 
@@ -50,6 +51,8 @@ def one_line_errors(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
+        if signal.getsignal(signal.SIGINT) is startup.stop:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
             return function(*args, **kwargs)
         except (Refusal, OSError, MemoryError, torch.OutOfMemoryError, torch.AcceleratorError) as error:
@@ -127,7 +130,7 @@ def add_recipe_arguments(parser: argparse.ArgumentParser, recipe: Mapping[str, f
     for name, value in recipe.items():
         number = positive_int if isinstance(value, int) else positive if name in MUST_BE_POSITIVE else non_negative
         group.add_argument(f"--{name.replace('_', '-')}", type=number, default=value, help=RECIPE_HELP[name])
-    text = "arithmetic of the training (default: fp32; tf32 on a GPU that has it)"
+    text = "arithmetic of the training: fp32 is strict, bf16 faster (default: tf32 on a GPU that has it, else fp32)"
     group.add_argument("--precision", choices=precision.PRECISIONS, help=text)
 
 
