@@ -1,10 +1,13 @@
-"""docs/index.html: the atlas to look at and to click through, one file that asks for nothing from elsewhere.
+"""docs/index.html: the atlas, the maps and the NADs to click through, in one file that loads nothing.
 
     python docs/make_page.py
 
-What is in results/ and NADs/ goes, as JSON, into docs/template.html. A number stands there as in its file; the relative
-sensitivities of the atlas and the singular values, which no table has, are rounded to four digits, and the factors
-between maps are computed. What has no file is left out.
+The numbers of results/ and NADs/ go, as JSON, into docs/template.html, as they stand in their files. The relative
+sensitivities of the atlas and the singular values are rounded to four digits. What has no file is left out.
+
+docs/page.png is the top of the page:
+
+    SCREENSHOT=docs/page.png python -m pytest tests/test_page.py -k browser
 """
 
 import base64
@@ -40,12 +43,12 @@ STUDIES |= {"designs/predictions.csv": "designs.py", "designs/accuracies.csv": "
 
 def commands(results: Path) -> list[list[str]]:
     """Rows (file, command), of runs from their config.json; a number in the page is linked to one."""
-    found = []
+    table = []
     for path in sorted(results.glob("*/*/config.json")):
         command = files.read_json(path, "command")["command"]
         command = re.sub(r"( --frequency -?\d+ -?\d+)+", " --frequency …", command)
-        found.append([f"`{path.parent.relative_to(results).as_posix()}/{runs.ROWS}`", f"`python {command}`"])
-    return found + [[f"`studies/{file}`", f"`python studies/{command}`"] for file, command in STUDIES.items()]
+        table.append([f"`{path.parent.relative_to(results).as_posix()}/{runs.ROWS}`", f"`python {command}`"])
+    return table + [[f"`studies/{file}`", f"`python studies/{command}`"] for file, command in STUDIES.items()]
 
 
 def on_map(values: dict[tuple[int, int], float], digits: int = 6) -> str:
@@ -61,14 +64,15 @@ def by_network(path: Path) -> dict[str, list[dict[str, str]]]:
 
 
 def predicted(results: Path) -> dict[str, dict]:
-    """What has a predicted map, by its short name: the atlas, the networks of the stability study, the designs."""
+    """The predicted maps, by the network's short name: the atlas, the stability study, the designs."""
     entries: dict[str, dict] = {}
     rows = [row for row in tables.read_rows(results / "studies" / "atlas" / "atlas.csv") if not row["why_not"]]
     maps = load_array(results / "studies" / "atlas" / "maps.npy") if rows else []
     for row, values in zip(rows, maps, strict=True):
         facts = {key: row[key] for key in row if key not in ("architecture", "seconds", "why_not") and row[key]}
-        found = {"sensitivity": on_map(dict(zip(GRID, values.flat, strict=True)), 4), "file": "studies/atlas/atlas.csv"}
-        entries[short_name(row["architecture"])] = {"id": row["architecture"], "facts": facts, "atlas": True} | found
+        sensitivity = on_map(dict(zip(GRID, values.flat, strict=True)), 4)
+        entry = {"id": row["architecture"], "facts": facts, "atlas": True, "sensitivity": sensitivity}
+        entries[short_name(row["architecture"])] = entry | {"file": "studies/atlas/atlas.csv"}
     for file in ("studies/stability/maps.csv", "studies/designs/predictions.csv"):
         known = set(entries)
         for name, of_network in by_network(results / file).items():
@@ -80,14 +84,14 @@ def predicted(results: Path) -> dict[str, dict]:
                 about = {"about": designs.DESIGNS[name][0]} if name in designs.DESIGNS else {}
                 if "designs" in file:  # one of each pair of mirror images
                     sensitivity |= {canonical_frequency(y, -x): value for (y, x), value in sensitivity.items()}
-                found = {"sensitivity": on_map(sensitivity), "file": file}
                 id_ = f"{arch}-{variant.replace(' ', '-')}" if variant else arch
-                entries[name] = {"id": id_, "atlas": not (rows or variant or about)} | about | found
+                entry = {"id": id_, "atlas": not (rows or variant or about)} | about
+                entries[name] = entry | {"sensitivity": on_map(sensitivity), "file": file}
     return entries
 
 
 def add_measured(entries: dict[str, dict], results: Path) -> None:
-    """Add to each entry its maps of accuracy by training, where there are any."""
+    """Add to each entry its maps of measured accuracy."""
     by_id = {entry["id"]: entry for entry in entries.values()}
     pattern = r"([A-Za-z\d]+)(-bf16)?(-nopooling)?(?:-sigma([\d.]+))?-fourier"
     sources = []
@@ -107,14 +111,14 @@ def add_measured(entries: dict[str, dict], results: Path) -> None:
         sources.append((entries.get(name), cells, f"{SIGMA:g}", True, file, [], False))
     for entry, cells, sigma, bf16, file, published, of_paper in sources:
         if entry and cells:
-            found = {"sigma": sigma, "precision": "bf16" if bf16 else "fp32", "values": on_map(cells), "file": file}
-            found |= {"kind": "the paper’s" if of_paper else "found here", "symmetric": file.startswith("studies/")}
-            entry.setdefault("measured", []).append(found | {"published": published[0] if published else None})
+            one = {"sigma": sigma, "precision": "bf16" if bf16 else "fp32", "values": on_map(cells), "file": file}
+            one |= {"kind": "the paper’s" if of_paper else "found here", "symmetric": file.startswith("studies/")}
+            entry.setdefault("measured", []).append(one | {"published": published[0] if published else None})
             entry["measured"].sort(key=lambda one: -float(one["sigma"]))  # the paper's first
 
 
 def likeness(entries: dict[str, dict]) -> dict | None:
-    """The tree of the atlas, scipy's linkage as in its sheet; each entry learns which are most like it."""
+    """The tree of the atlas, scipy's linkage as in its sheet. Adds to each entry the maps nearest to it."""
     logs = {name: np.log2(np.array(entry["sensitivity"].split(), float)) for name, entry in entries.items()}
     atlas = [name for name, entry in entries.items() if entry["atlas"]]
     for name, entry in entries.items():
@@ -130,7 +134,7 @@ def likeness(entries: dict[str, dict]) -> dict | None:
 
 def nads(results: Path) -> dict[str, dict]:
     """By architecture: NADs as bytes around zero, singular values, accuracies along NADs and with them as carriers."""
-    found: dict[str, dict] = {}
+    by_name: dict[str, dict] = {}
     for path in sorted((ROOT / "NADs").glob("*_NADs.npy")):
         rows, values = load_array(path), load_array(path.with_name(path.name.replace("_NADs", "_eigenvals")))
         about = json.loads(path.with_suffix(".json").read_text())
@@ -146,7 +150,7 @@ def nads(results: Path) -> dict[str, dict]:
         indices = sorted({*range(FIRST), *range(FIRST, len(rows), EVERY), *used, len(rows) - 1})
         chosen = rows[indices]
         scaled = np.round(127 * chosen / np.abs(chosen).max(axis=1, keepdims=True)).astype(np.int8)
-        found[path.stem.removesuffix("_NADs")] = {
+        by_name[path.stem.removesuffix("_NADs")] = {
             **{key: about[key] for key in ("arch", "estimator", "num_networks")},
             "file": f"NADs/{path.name}",
             "command": f"python NADs_scripts/{about['arch']}_nad.py",
@@ -156,7 +160,7 @@ def nads(results: Path) -> dict[str, dict]:
             "curves": curves,
             "trained": trained,
         }
-    return found
+    return by_name
 
 
 def trainings(results: Path, arch: str) -> dict[str, dict[str, dict]]:
@@ -165,7 +169,7 @@ def trainings(results: Path, arch: str) -> dict[str, dict[str, dict]]:
     One row for each NAD, or one in all: accuracy on clean test images, its spread over trainings (0 of one), and on
     those that carry the NAD.
     """
-    found: dict[str, dict[str, dict]] = {}
+    by_recipe: dict[str, dict[str, dict]] = {}
     for kind, transform in KINDS.items():
         for path in sorted(results.glob(f"poison_cifar/{paper_name(arch)}-*/{runs.ROWS}")):
             pattern = rf"{paper_name(arch)}(?:-(bf16))?-{transform}(?:-(\d+)epochs)?"
@@ -175,8 +179,8 @@ def trainings(results: Path, arch: str) -> dict[str, dict[str, dict]]:
                 rows = accuracies_of(tables.read_rows(path), carrying=kind == "poison")
                 picture = image(next(path.parent.glob("images-*.png"), path.with_name("none")))
                 file = path.relative_to(results).as_posix()
-                found.setdefault(recipe, {})[kind] = {"file": file, "rows": rows, "image": picture}
-    return found
+                by_recipe.setdefault(recipe, {})[kind] = {"file": file, "rows": rows, "image": picture}
+    return by_recipe
 
 
 def accuracies_of(rows: list[dict[str, str]], *, carrying: bool) -> list[dict]:

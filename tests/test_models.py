@@ -107,17 +107,6 @@ def test_outputs_have_one_row_per_image(meta, model, size, channels):
     assert model(channels, 7, image_size=size)(torch.zeros(2, channels, size, size)).shape == (2, 7)
 
 
-@pytest.mark.parametrize("model", [*IMAGE_MODELS, lambda *args: LogReg(3072, 10)])
-def test_memory_format_does_not_change_the_output(model):
-    torch.manual_seed(0)
-    model = model(3, 10).eval()
-    x = torch.randn(1, 3, 32, 32)
-    with torch.no_grad():
-        plain = model(x)
-        last = model.to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last))
-    torch.testing.assert_close(last, plain, rtol=1e-4, atol=1e-5)
-
-
 @pytest.mark.parametrize(("pooling", "side"), [(True, 5), (False, 24)])
 def test_lenet_is_its_formula_under_the_authors_keys(pooling, side):
     """As a plain sequence of layers; the pools are left out for the ablation."""
@@ -133,22 +122,16 @@ def test_lenet_is_its_formula_under_the_authors_keys(pooling, side):
     assert torch.equal(net(x), nn.Sequential(*layers)(x))
 
 
-def test_densenet_puts_new_features_before_the_old():
+def test_densenet_puts_new_features_before_the_old_and_pools_after_a_transition():
     torch.manual_seed(0)
-    block = Bottleneck(5, growth=3)
-    x = torch.randn(2, 5, 4, 4)
+    block, x = Bottleneck(5, growth=3), torch.randn(2, 5, 4, 4)
     out = block(x)
     assert out.shape == (2, 8, 4, 4)
     assert torch.equal(out[:, 3:], x)
     new = F.conv2d(F.relu(F.batch_norm(x, None, None, training=True)), block.conv1.weight)
     new = F.conv2d(F.relu(F.batch_norm(new, None, None, training=True)), block.conv2.weight, padding=1)
     torch.testing.assert_close(out[:, :3], new)
-
-
-def test_densenet_transition_pools_after_the_convolution():
-    torch.manual_seed(0)
-    transition = Transition(6, 3)
-    x = torch.randn(2, 6, 4, 4)
+    transition, x = Transition(6, 3), torch.randn(2, 6, 4, 4)
     expected = F.conv2d(F.relu(F.batch_norm(x, None, None, training=True)), transition.conv.weight)
     torch.testing.assert_close(transition(x), F.avg_pool2d(expected, 2))
 
@@ -412,34 +395,33 @@ def test_sound_networks_pass_and_leave_the_generators_alone(build):
         assert draw() == expected
 
 
-@pytest.mark.parametrize(
-    ("build", "words"),
-    [
-        (lambda: ONE, "two calls of the factory return the same network or share weights"),
-        (lambda: nn.Sequential(nn.Flatten(), nn.Unflatten(1, (1, 8, 8)), ONE), "or share weights"),
-        (seeded_by_itself, "networks of two seeds are equal"),
-        (changed(lambda _, output: output + torch.rand(())), "random in evaluation mode"),
-        (lambda: nn.Sequential(TinyOfLinear(), nn.Linear(2, 2 + next(NUMBERS))), "two networks of one seed differ"),
-    ],
-)
-def test_networks_that_are_not_fresh_draws_are_refused(build, words):
-    with pytest.raises(Refusal, match=words):
-        check_fresh_draws(build, (1, 8, 8))
+def fresh(build):
+    check_fresh_draws(build, (1, 8, 8))
+
+
+def step(build):
+    check_training_step(build, (1, 8, 8), 2, last_batch=1)
 
 
 @pytest.mark.parametrize(
-    ("build", "words"),
+    ("check", "build", "words"),
     [
+        (fresh, lambda: ONE, "two calls of the factory return the same network or share weights"),
+        (fresh, lambda: nn.Sequential(nn.Flatten(), nn.Unflatten(1, (1, 8, 8)), ONE), "or share weights"),
+        (fresh, seeded_by_itself, "networks of two seeds are equal"),
+        (fresh, changed(lambda _, output: output + torch.rand(())), "random in evaluation mode"),
         (
-            changed(lambda self, x: (x, x) if self.training else x),
-            r"for 2 images in training .* returns a tuple: expect",
+            fresh,
+            lambda: nn.Sequential(TinyOfLinear(), nn.Linear(2, 2 + next(NUMBERS))),
+            "two networks of one seed differ",
         ),
-        (changed(lambda self, x: {"out": x}), r"returns a dict: expected one tensor \(2, 2\)"),
-        (changed(lambda self, x: x[:, :1]), r"returns a tensor \(2, 1\)"),
-        (changed(lambda self, x: x.detach()), "cannot be trained: its output in training mode has no gradient"),
-        (batch_norm, "last batch, which has one image: choose another --batch-size or --num-train"),
+        (step, changed(lambda self, x: (x, x) if self.training else x), r"for 2 images in training .* a tuple: expect"),
+        (step, changed(lambda self, x: {"out": x}), r"returns a dict: expected one tensor \(2, 2\)"),
+        (step, changed(lambda self, x: x[:, :1]), r"returns a tensor \(2, 1\)"),
+        (step, changed(lambda self, x: x.detach()), "cannot be trained: its output in training mode has no gradient"),
+        (step, batch_norm, "last batch, which has one image: choose another --batch-size or --num-train"),
     ],
 )
-def test_networks_that_cannot_take_a_training_step_are_refused(build, words):
+def test_networks_that_are_not_fresh_draws_or_cannot_take_a_training_step_are_refused(check, build, words):
     with pytest.raises(Refusal, match=words):
-        check_training_step(build, (1, 8, 8), 2, last_batch=1)
+        check(build)

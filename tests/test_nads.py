@@ -62,20 +62,7 @@ def test_the_differences_do_not_depend_on_the_chunk_size(chunk_size, step):
     with mock.patch.dict(CHUNK_PIXELS, cpu=20 * chunk_size):
         parts = central_differences(seen, point, step=step)
     torch.testing.assert_close(parts, whole, rtol=1e-6, atol=1e-9)
-    assert max(sizes) <= max(2, chunk_size) and sum(sizes) == 80  # the two images of a pixel stay together
-
-
-def test_large_images_come_in_smaller_chunks():
-    sizes = []
-    central_differences(lambda x: sizes.append(len(x)) or x.mean((1, 2, 3))[:, None], torch.zeros(1, 128, 64), step=1.0)
-    assert set(sizes) == {CHUNK_PIXELS["cpu"] // 8192}
-
-
-def test_a_small_step_finds_the_gradient_of_backpropagation():
-    function, point, _ = quadratic(5, (3, 2, 4))
-    smooth = lambda x: function(x / 9).tanh()  # noqa: E731
-    exact = torch.func.jacrev(lambda x: smooth(x[None])[0])(point).flatten(1)
-    torch.testing.assert_close(central_differences(smooth, point, step=1e-4), exact, rtol=0, atol=1e-6)
+    assert max(sizes) == 2 * max(1, min(40, chunk_size // 2)) and sum(sizes) == 80  # the two images of a pixel together
 
 
 def test_the_step_reaches_beyond_a_kink_that_backpropagation_does_not_see():
@@ -133,10 +120,8 @@ def test_the_marginal_covariance_is_the_mean_of_the_networks_outer_products_and_
 @given(order=st.permutations(range(6)), cut=st.integers(1, 5))
 @settings(max_examples=30)
 def test_neither_the_order_of_the_networks_nor_a_division_into_parts_matters(tmp_path_factory, order, cut):
-    networks, folder = (
-        torch.randn(6, 3, 5, generator=torch.Generator().manual_seed(0)),
-        tmp_path_factory.mktemp("parts"),
-    )
+    networks = torch.randn(6, 3, 5, generator=torch.Generator().manual_seed(0))
+    folder = tmp_path_factory.mktemp("parts")
     for number, part in enumerate((order[:cut], order[cut:], order[:cut])):  # the last one is a copy of the first
         sum_of(networks[part], part).save(folder / f"part-{number}.pt")
     merged, whole = read_sums(folder.glob("*.pt"), 5), sum_of(networks)
@@ -171,12 +156,6 @@ def test_the_papers_protocol_is_the_principal_components_of_the_gradients():
     np.testing.assert_allclose(nads.directions, summed.directions, atol=1e-5)
 
 
-def test_the_sums_are_float64():
-    big = torch.tensor([[4096.0]])
-    total = sum_of([big, torch.tensor([[0.001]])], (0, 2))  # in float32 the second's square vanishes beside the first's
-    assert total.outer[0].item() == pytest.approx(4096**2 + 1e-6, abs=1e-8)
-
-
 @given(dimension=st.integers(2, 30), seed=st.integers(0, 99))
 @settings(max_examples=30)
 def test_the_nads_of_a_known_covariance_are_found_in_order(dimension, seed):
@@ -208,9 +187,7 @@ def test_overlap_is_1_for_a_rotated_basis_of_the_same_subspace_symmetric_and_wit
     assert max(0, 2 * k - dimension) / k - 1e-9 <= subspace_overlap(a, b, k) <= 1 + 1e-9
 
 
-def test_overlap_of_random_subspaces_is_k_by_d_and_beyond_the_directions_at_hand_refused():
-    overlaps = [subspace_overlap(orthonormal(40, seed), orthonormal(40, seed + 1), 10) for seed in range(0, 100, 2)]
-    assert np.mean(overlaps) == pytest.approx(10 / 40, abs=4 * np.std(overlaps) / 50**0.5)
+def test_overlap_beyond_the_directions_at_hand_is_refused():
     for k in (0, -1, 8):
         with pytest.raises(ValueError, match=rf"k={k} is beyond the directions at hand: expected 1 to 7"):
             subspace_overlap(np.eye(8), np.eye(8)[:7], k)

@@ -108,15 +108,13 @@ def test_most_networks_learn_the_directions_above_a_half_and_none_well_below_it(
     measured = {"LeNet": "LeNet", "VGG11": "VGG11-bf16", "ResNet18": "ResNet18-bf16", "LogReg": "LogReg"}
     measured |= {"DenseNet121": "DenseNet121-bf16", "LeNet without pooling": "LeNet-nopooling"}
     pairs, folder = {}, designs.RESULTS / "studies"
-    for network, name in measured.items():
-        sensitivity = designs.cells_of(folder / "stability" / "maps.csv", network, "sensitivity")
-        accuracies = designs.cells_of(
-            folder.parent / "directional_bias" / f"{name}-fourier" / "accuracies.csv", network, "test_accuracy"
-        )
-        pairs[network] = [(sensitivity[key], accuracy) for key, accuracy in accuracies.items()]
-    for network in {row["network"] for row in rows(folder / "designs" / "accuracies.csv")}:
-        sensitivity = designs.cells_of(folder / "designs" / "predictions.csv", network, "sensitivity")
-        accuracies = designs.cells_of(folder / "designs" / "accuracies.csv", network, "test_accuracy")
+    trained = {network: f"../directional_bias/{run}-fourier/accuracies" for network, run in measured.items()}
+    tables_of = {network: ("stability/maps", path) for network, path in trained.items()}
+    designed = {row["network"] for row in rows(folder / "designs" / "accuracies.csv")}
+    tables_of |= dict.fromkeys(designed, ("designs/predictions", "designs/accuracies"))
+    for network, (predicted, trained) in tables_of.items():
+        sensitivity = designs.cells_of(folder / f"{predicted}.csv", network, "sensitivity")
+        accuracies = designs.cells_of(folder / f"{trained}.csv", network, "test_accuracy")
         pairs[network] = [(sensitivity[key], accuracy) for key, accuracy in accuracies.items()]
     assert len(pairs) == 6 + 14
     exceptions = {name for name, found in pairs.items() for value, y in found if value > 0.53 and y <= UNLEARNT}

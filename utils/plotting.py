@@ -27,7 +27,6 @@ SCALES = {  # of maps, the same for all networks
 BEYOND = {"accuracy": "min", "sensitivity": "both", "steps": "neither"}  # the ends of a scale that values may pass
 LABELS = {"accuracy": "test accuracy (%)", "sensitivity": "relative sensitivity"}
 LABELS |= {"steps": "steps until the training loss is small"}
-SPECTRUM = {"yscale": "log", "xlabel": "NAD index", "ylabel": "singular value"}
 
 
 def plain(text: str) -> str:
@@ -181,8 +180,10 @@ def image_rows_figure(rows: dict[str, np.ndarray], titles: Sequence[str]) -> Fig
 
 
 @in_style
-def nads_figure(directions: dict[str, np.ndarray], spectra: dict[str, np.ndarray] | None = None) -> Figure:
-    """The first NADs (k, C, H, W) of each architecture, pixels over Fourier energy; below, spectra (D,) if given."""
+def nads_figure(
+    directions: dict[str, np.ndarray], spectra: dict[str, np.ndarray] | None = None, indices: Sequence[int] = range(99)
+) -> Figure:
+    """NADs (k, C, H, W) of each architecture, by default the first, over their Fourier energy; below, spectra (D,)."""
     k = max(len(rows) for rows in directions.values())
     heights = [1] * 2 * len(directions) + ([2.2] if spectra else [])
     figure = Figure(figsize=(1.05 * k + 0.6, 2.1 * len(directions) + (2.4 if spectra else 0)))
@@ -191,10 +192,13 @@ def nads_figure(directions: dict[str, np.ndarray], spectra: dict[str, np.ndarray
         for column, direction in enumerate(rows):
             pixels, energy = (figure.add_subplot(grid[2 * group + below, column]) for below in (0, 1))
             draw_direction(pixels, energy, direction)
-            pixels.set(title="" if group else f"NAD {column}", ylabel="" if column else f"{plain(name)}\npixels")
-            energy.set(ylabel="" if column else "Fourier\nenergy")
+            if group == 0:
+                pixels.set_title(f"NAD {indices[column]}")
+            if column == 0:
+                pixels.set_ylabel(f"{plain(name)}\npixels")
+                energy.set_ylabel("Fourier\nenergy")
     if spectra:
-        axes = figure.add_subplot(grid[-1, :], **SPECTRUM)
+        axes = figure.add_subplot(grid[-1, :], yscale="log", xlabel="NAD index", ylabel="singular value")
         for name, values in spectra.items():
             axes.plot(values, label=plain(name))
         if len(spectra) > 1:
@@ -214,22 +218,3 @@ def draw_direction(pixels: Axes, energy: Axes, direction: np.ndarray) -> None:
     for axes in (pixels, energy):
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(True)
-
-
-@in_style
-def nad_detail_figure(
-    direction: np.ndarray, index: int, singular_values: np.ndarray, accuracies: tuple[np.ndarray, np.ndarray]
-) -> Figure:
-    """One NAD (C, H, W): pixels, Fourier energy, place in the spectrum (D,), accuracies (NAD indices, percent)."""
-    figure = Figure(figsize=(9.0, 2.5))
-    pixels, energy, spectrum, curve = figure.subplots(1, 4, width_ratios=[1, 1, 1.3, 1.3])
-    draw_direction(pixels, energy, direction)
-    pixels.set_title(f"NAD {index}")
-    energy.set_title("Fourier energy")
-    spectrum.plot(singular_values)
-    spectrum.plot(index, singular_values[index], "o", color="C1")
-    spectrum.set(**SPECTRUM)
-    curve.plot(*accuracies, marker="o", markersize=3)
-    curve.axvline(index, color="C1")
-    curve.set(ylim=(45, 102), xlabel="NAD index", ylabel="test accuracy (%)")
-    return figure
