@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> None:
     """Print what is measured, and the table."""
     parser = cli.ArgumentParser(__doc__)
     parser.add_argument("--arch", nargs="+", default=["lenet", "resnet18"], help="those with arrays in NADs/")
-    parser.add_argument("--steps", type=cli.positive_int, help="of a training (default: by network and device)")
+    parser.add_argument("--steps", type=cli.positive_int, help="training steps (default: by network and device)")
     parser.add_argument("--networks", type=cli.positive_int, default=4, help="for NADs; two or more")
     parser.add_argument("--processes", type=cli.positive_int, help="at once (default: as many as the scripts start)")
     parser.add_argument("--warm-up", type=cli.positive, default=30.0, help="seconds until several processes begin")

@@ -51,12 +51,11 @@ def train(
     LOSS_WINDOW batches fell below it.
 
     Returns the history, one dict per epoch: epoch, loss and train_accuracy (%) over the batches as they were trained
-    on, NAME_accuracy (%) of each of the `tests`, images and labels by name, and with `until_loss` the steps that it
-    took, or nan. It ends early, with a loss that is not finite, when it diverges.
+    on, NAME_accuracy (%) of each of the `tests`, and with `until_loss` the steps that it took, or nan. It ends early,
+    with a loss that is not finite, when training diverges.
     """
     set_fp32(precision, images.device)
-    layout = layout_of(model)
-    model.to(memory_format=layout)
+    model.to(memory_format=(layout := layout_of(model)))
     parameters = list(model.parameters())
     optimizer = torch.optim.SGD(parameters, lr=max_lr, momentum=momentum, weight_decay=weight_decay)
     history, losses = load_epochs(checkpoint, model, optimizer, generator)
@@ -69,11 +68,11 @@ def train(
         model.train()
         batches = torch.randperm(len(images), generator=generator, device=images.device).split(batch_size)
         total_loss = torch.zeros((), device=images.device)  # no step waits for the device
-        num_correct = torch.zeros((), device=images.device, dtype=torch.int64)
+        num_correct = torch.zeros_like(total_loss, dtype=torch.int64)
         with autocast(precision, images.device):
             for step, batch in enumerate(batches):
-                lr = max_lr if until_loss else learning_rate(max_lr, epoch, step, len(batches), epochs)
-                optimizer.param_groups[0]["lr"] = lr
+                rate = max_lr if until_loss else learning_rate(max_lr, epoch, step, len(batches), epochs)
+                optimizer.param_groups[0]["lr"] = rate
                 network = fast if len(batch) == batch_size else model
                 logits = network(images[batch].contiguous(memory_format=layout))
                 loss = F.cross_entropy(logits, labels[batch])
