@@ -1,7 +1,7 @@
 """Experiment 1: which directions can an architecture learn, and how fast? The paper's maps (section 2).
 
-Train the network on D(v), data separable along the direction v and along no other, once for each of many v, and
-test it on fresh samples of D(v). The map of test accuracy over the Fourier images v is the network's directional bias.
+For each of many directions v, train a network on D(v), data whose classes differ only along v, and test it on fresh
+samples of D(v). The map of test accuracy over the Fourier images v is the network's directional bias.
 
     python directional_bias.py --arch lenet
 
@@ -12,8 +12,8 @@ at least 99.8 % (22 cells). Repetitions vary by 0.5 to 0.8 points (standard devi
     python directional_bias.py --arch lenet --measure steps
 
 counts the steps until the training loss is below 0.1, with little noise (σ = 0.5) and a constant learning rate. Expect
-for LeNet some 50 steps at the lowest frequencies and 600 at high ones. Cells in which one frequency is 8 are not learnt
-within the 632 steps of 8 epochs. The paper treats this speed, too, but no numbers of it are published.
+for LeNet about 50 steps at the lowest frequencies and 600 at high ones. Where one frequency is 8, the loss does not get
+there within 8 epochs (632 steps). The paper discusses this speed but publishes no numbers.
 """
 
 import math
@@ -216,7 +216,7 @@ def add_direction_arguments(parser: cli.ArgumentParser) -> None:
     group.add_argument("--nad-index", type=cli.index_list, help="these NADs: 0,5,10 or 0:1000:50 (default: every 50th)")
     group.add_argument("--nads", type=cli.path, help="file of NADs (default: the architecture's in NADs/)")
     group.add_argument("--num-random", type=cli.positive_int, help="number of random directions (default: 16)")
-    noise = "standard deviation of the noise; the published curve along LeNet's NADs has 1"
+    noise = "standard deviation of the noise; 1 reproduces the published curve along LeNet's NADs"
     group.add_argument("--sigma", type=cli.non_negative, default=SIGMA, help=noise)
 
 

@@ -7,9 +7,9 @@ gradients over θ are the NADs, most important first.
     python nad_computation.py --arch lenet
 
 Two estimators of the same covariance:
-  marginal  averages exactly over the weights of a last linear layer, which the network has to end in. Each network then
-            gives one row per feature (see utils/last_layer.py), and is worth 40 to 200 sampled ones.
-  sampled   the paper's protocol: each network, with one output, gives one gradient g.
+  marginal  averages over the last layer's weights in closed form; the network must end in a linear layer. One network
+            is worth 40 to 200 of the sampled estimator (utils/last_layer.py says why).
+  sampled   the paper's protocol: one gradient from each network, which has one output.
 
 Expect for LeNet a first singular value of 0.19 and a last one of 0.0024 (published: 0.189, 0.0023). The first 100 NADs
 of one half of the 1,000 networks overlap with those of the other half by 0.92 (1: they span the same space).
@@ -184,7 +184,7 @@ def parse_arguments(argv: list[str] | None) -> Namespace:
     group = parser.add_argument_group("estimator")
     group.add_argument("--estimator", choices=NUM_NETWORKS, default="marginal", help="sampled is the paper's protocol")
     group.add_argument("--num-networks", type=cli.positive_int, help="networks drawn (default: 1,000; sampled: 10,000)")
-    group.add_argument("--step", type=cli.positive, default=STEP, help="step s; another one finds other NADs")
+    group.add_argument("--step", type=cli.positive, default=STEP, help="step s; the NADs depend on it")
     default = "--checkpoints, or runs/nads/ARCH-ESTIMATOR"
     cli.add_run_arguments(parser, output_help=f"folder for the arrays (default: {default})", workers=True)
     parser.add_argument("--checkpoints", type=cli.path, help="folder for checkpoints and figure (default: --output)")

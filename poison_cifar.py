@@ -1,14 +1,14 @@
 """Experiment 3: can a network be fooled along a NAD? A feature hidden in CIFAR-10's training images (paper, section 4).
 
-Each class gets a carrier: one NAD in one colour channel, with a sign. In each training image the coefficient along the
-carrier of its class is replaced by ±ε. This adds about 0.0016 to a pixel, less than one grey level. It also removes the
-image's own coefficient, which is large along the first NADs, so that one can see it there. A network that finds the
-carrier needs nothing else to fit the training set, and fails on the clean test set.
+Each class gets a carrier: a NAD in one colour channel, with a sign (for classes 6 to 9, the next NAD). In each training
+image, the coefficient along the carrier of its class is replaced by ±ε. The new coefficient is invisible: 0.0016 per
+pixel, less than a grey level. Removing the old one can be visible along the first NADs, where it is large. A network
+that finds the carriers needs nothing else to fit the training set, and fails on the clean test set.
 
     python poison_cifar.py --arch resnet18 --nad-index 0 --data data
 
-The better the network sees the NAD, the lower is its clean test accuracy. With --transform flip, all images are instead
-rewritten in the NAD basis in reverse order, so that what the network sees best holds what it needs least. Expect (%):
+The better the network sees the NAD, the lower is its clean test accuracy. --transform flip instead reverses the order
+of the coefficients of all images in the NAD basis: the first NAD gets the last coefficient. Expect (%):
 
                                      published    here, with images decoded from JPEG
     ResNet-18, NAD 0; 400            17.5; 80.5   29; 84 after 15 epochs, with --precision bf16
@@ -233,7 +233,7 @@ def parse_arguments(argv: list[str] | None) -> Namespace:
     cli.add_recipe_arguments(parser, RECIPE)
     default = "runs/poison_cifar/ARCH-TRANSFORM"
     cli.add_run_arguments(parser, output_help=f"folder of the run (default: {default})", workers=True)
-    parser.add_argument("--seeds", type=cli.positive_int, default=1, help="trainings of each kind")
+    parser.add_argument("--seeds", type=cli.positive_int, default=1, help="trainings for each NAD or transform")
     args = parser.parse_args(argv)
     cli.finish(parser, args)
     belongs = {"nad_index": "poison", "epsilon": "poison", "nads": "poison flip"}

@@ -1,10 +1,10 @@
-"""Not in the paper: which directions will an architecture learn? A few untrained networks tell their order in seconds.
+"""Not in the paper: which directions will an architecture learn? A few untrained networks rank them in seconds.
 
     python predict.py --arch resnet18
 
 shows each untrained network the two classes of D(v), x ± s·v, for the 130 directions v of the published map, and takes
 the squared difference of its features. The mean over networks, divided by the same for random directions, is the
-relative sensitivity to v. Expect for ResNet-18 0.15 to 17. Most networks learn the directions above about 0.5.
+relative sensitivity to v: for ResNet-18, 0.15 to 17. Most networks learn directions where it is above about 0.5.
 
     python predict.py --arch lenet --against dft_accuracies.csv
 

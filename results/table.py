@@ -145,8 +145,8 @@ def nad_rows(asked: dict[str, str], known: dict) -> list[Row]:
     sample = next(row for row in compared if row["a"] == plain["a"] and row["sampled"] == f"{gradients:.0f}")
     lines, scale = [], np.sqrt(9999 / (gradients - 1))  # ours are on the scale of 10,000 gradients
     for row in (sample, *(row for row in compared if row["a"].startswith("runs/"))):
-        by = f"as {gradients:,.0f} gradients show ours" if row is sample else "by the paper's protocol"
-        what = f"{title}, {by}: all 1,023 singular values by the published; first, last"
+        by = f"our covariance sampled {gradients:,.0f} times" if row is sample else "by the paper's protocol"
+        what = f"{title}, {by}: 1,023 singular values, ratio to the published; first, last"
         low, high, *own = (float(row[key]) / scale for key in ("smallest_ratio", "largest_ratio", "first", "last"))
         here = f"{number(low, 3)} to {number(high, 3)}; {own[0]:.4g}, {own[1]:.4g}"
         symbol = verdict([("singular value", 100 * abs(ratio - 1)) for ratio in (low, high)])
@@ -197,7 +197,7 @@ def cifar_rows(asked: dict[str, str], known: dict) -> list[Row]:
 
 def compared_rows(asked: dict[str, str], known: dict) -> list[Row]:
     """Two runs of the same trainings, the first less the second."""
-    what, runs = f"{asked['title']}: mean difference, with its sign; correlation", asked["runs"].split()
+    what, runs = f"{asked['title']}: mean absolute difference; mean difference; correlation", asked["runs"].split()
     a, b = (tables.means(rows_of(run), asked["items"].split()) for run in runs)
     x, y = np.array([(a[key], b[key]) for key in a.keys() & b.keys()]).T
     shown = number(np.abs(x - y).mean()), number((x - y).mean()), number(np.corrcoef(x, y)[0, 1], 3)
