@@ -120,6 +120,14 @@ def make_directions(args: Namespace) -> Directions:
 # --- Reports
 
 
+def mean_steps(rows: list[runs.Row], keys: tuple[str, ...]) -> dict[tuple[int, ...], float]:
+    """The mean number of steps by direction; infinity where a repetition did not get to a small loss."""
+    steps: dict[tuple[int, ...], list[float]] = {}
+    for row in rows:
+        steps.setdefault(tuple(int(row[key]) for key in keys), []).append(float(row["steps"].replace("nan", "inf")))
+    return {index: sum(group) / len(group) for index, group in steps.items()}
+
+
 def title_name(args: Namespace) -> str:
     """The network and the noise in words, where they are not the paper's."""
     noise = f", σ = {args.sigma:g}" if args.sigma != SIGMA else ""
@@ -131,10 +139,12 @@ def report(rows: list[runs.Row], published: Accuracies, args: Namespace) -> None
     runs.print_diverged(args.output, rows, (*KEYS[args.directions], "repetition"), args.max_lr)
     results = tables.mean_and_spread(rows, KEYS[args.directions], COLUMNS[args.measure])
     figure, lines = args.output / f"{args.measure}.png", []
+    if args.measure == "steps":
+        steps = mean_steps(rows, KEYS[args.directions])
+        results = {index: result for index, result in results.items() if math.isfinite(steps[index])}
     plotting.save_figure(draw(results, args), figure)
     if args.measure == "steps":
-        total = len({tuple(row[key] for key in KEYS[args.directions]) for row in rows})
-        lines.append(f"the training loss falls below {UNTIL_LOSS:g} for {len(results)} of {total} directions")
+        lines.append(f"the training loss falls below {UNTIL_LOSS:g} for {len(results)} of {len(steps)} directions")
     if results:
         values, spreads, _ = np.array(list(results.values())).T
         ends = f"{values.mean():.1f}, from {values.min():.1f} to {values.max():.1f}"
@@ -187,11 +197,16 @@ def compare_with_published(accuracies: dict[tuple[int, ...], float], published: 
 # --- The command
 
 
+def memory_of_samples(args: Namespace) -> int:
+    """Bytes of all samples of one training."""
+    return 4 * (args.num_train + args.num_test) * args.num_channels * args.image_size**2
+
+
 def check(args: Namespace) -> torch.nn.Module:
     """Refuse samples that do not fit into memory, and a network that cannot be trained. Returns one of its kind."""
     shape = (args.num_channels, args.image_size, args.image_size)
-    needed, free = 4 * (args.num_train + args.num_test) * math.prod(shape), workers.free_memory()
-    if needed > free:
+    needed, free = memory_of_samples(args), workers.free_memory()
+    if needed > free and not workers.is_copy():
         samples = f"--num-train {args.num_train} and --num-test {args.num_test}"
         raise Refusal(f"{samples} need {needed / 1e9:,.0f} GB of memory: {free / 1e9:,.0f} GB are free")
     build = partial(build_model, args.arch, args.num_channels, 2, args.image_size, not args.no_pooling)
@@ -277,8 +292,9 @@ def main(argv: list[str] | None = None) -> None:
     keys, what = (*KEYS[args.directions], "repetition"), f"{paper_name(args.arch)}, trainings"
     items = [(*index, repetition) for repetition in range(args.seeds) for index in directions]
     small = workers.is_small(check(args), args.device)
-    runs.open_run(args.output, settings(args), defaults=runs.settings(parse_arguments([])))
-    runs.share(__file__, argv, args, keys, items, what=what, small=small)
+    defaults = runs.settings(parse_arguments([])) | {"precision": "fp32"}
+    runs.open_run(args.output, settings(args), defaults)
+    runs.share(__file__, argv, args, keys, items, what=what, small=small, memory=2 * memory_of_samples(args))
     device = workers.own_device(args.device)
 
     options = {key: vars(args)[key] for key in ("arch", "precision", "sigma", *DATA, *RECIPE)}

@@ -104,7 +104,7 @@ def nads_of_sums(sums: GradientSums, estimator: str) -> NADs:
 
 def add_missing_networks(folder: Path, point: torch.Tensor, args: Namespace) -> None:
     """Draw this process's part of the networks that no file in the folder has, and keep their sums in its own file."""
-    own = folder / f"part-{workers.rank()}.pt"
+    own, config = folder / f"part-{workers.rank()}-of-{workers.world_size()}.pt", runs.read_config(folder)
     sums = GradientSums(point.numel(), point.device)
     if own.exists():
         sums.add_file(own)
@@ -117,6 +117,7 @@ def add_missing_networks(folder: Path, point: torch.Tensor, args: Namespace) -> 
         sums.add(number, network_rows(network, point, estimator=args.estimator, step=args.step))
         sums.seconds += time.monotonic() - start
         if number == missing[-1] or time.monotonic() - saved > files.CHECKPOINT_SECONDS:
+            runs.refuse_if_changed(folder, config)
             sums.save(own)
             saved = time.monotonic()
 
@@ -129,10 +130,14 @@ def finished_networks(folder: Path) -> set[int]:
 @contextmanager
 def progress(folder: Path, args: Namespace) -> Iterator[Callable[[], None]]:
     """A bar over the networks in the folder, whoever drew them, as often as their sums are saved."""
-    initial = len(finished_networks(folder))
+    initial, looked = len(finished_networks(folder)), time.monotonic()
     with tqdm(total=args.num_networks, initial=initial, desc=f"{paper_name(args.arch)}, networks") as bar:
 
         def refresh() -> None:
+            nonlocal looked
+            if time.monotonic() < looked + 2:  # to look takes milliseconds for each file
+                return
+            looked = time.monotonic()
             if (finished := len(finished_networks(folder))) > bar.n:
                 bar.update(finished - bar.n)
 
@@ -230,7 +235,8 @@ def main(argv: list[str] | None = None) -> None:
     refuse_fewer(args, finished)
     runs.open_run(args.checkpoints, settings(args), defaults=runs.settings(parse_arguments([])))
     missing = args.num_networks - len(finished)
-    number = min(args.workers or workers.default_number(small, missing), missing)
+    memory = 3 * 16 * point.numel() ** 2  # sums, and copies of them
+    number = min(args.workers or workers.default_number(small, missing, memory), missing)
     what = f"{paper_name(args.arch)}, networks"
     runs.announce(what, args.num_networks, len(finished), args.device, args.checkpoints, number)
     workers.set_threads(small)
@@ -239,6 +245,8 @@ def main(argv: list[str] | None = None) -> None:
     sums = read_sums(args.checkpoints.glob("part-*.pt"), point.numel())
     if len(sums.numbers) == args.num_networks and not workers.is_copy():
         report(nads_of_sums(sums, args.estimator), sums, args)
+    elif workers.speaks():
+        print(f"{len(sums.numbers)} of {args.num_networks} networks are finished; the same command continues")
 
 
 def regenerate(arch: str, *options: str) -> None:

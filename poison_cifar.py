@@ -278,8 +278,10 @@ def main(argv: list[str] | None = None) -> None:
     network = checked(build, args.arch, (3, cifar.SIZE, cifar.SIZE), classes, last_batch=last_batch)
     small = workers.is_small(network, args.device)
     images = {"images": cifar.digest(data)}
-    runs.open_run(args.output, settings(args, classes) | images, runs.settings(parse_arguments([])))
-    runs.share(__file__, argv, args, keys, items, what=what, small=small)
+    defaults = runs.settings(parse_arguments([])) | {"precision": "fp32"}
+    runs.open_run(args.output, settings(args, classes) | images, defaults)
+    memory = 4 * 4 * (data.train_images.numel() + data.test_images.numel())  # while they are made: four of each in fp32
+    runs.share(__file__, argv, args, keys, items, what=what, small=small, memory=memory)
     device = workers.own_device(args.device)
     data, nads = data.to(device), None if nads is None else nads.to(device)
     applied = {"transform": args.transform, "nads": nads, "epsilon": args.epsilon, "mean": mean, "std": std}

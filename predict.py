@@ -110,24 +110,21 @@ def read_measured(path: Path, args: Namespace) -> tuple[str, Accuracies]:
     Raises:
         Refusal: there are none, or the run has other directions than `args`.
     """
-    keys, measure = KEYS[args.directions], "accuracy"
+    keys = KEYS[args.directions]
     if (path / runs.CONFIG).exists():
         trained, asked = runs.read_config(path), directional_bias.settings(args)
-        same = RUN_SETTINGS + ("seed",) * (args.directions == "random")
+        same = (*RUN_SETTINGS, *{"random": ["seed"], "nads": ["nads"]}.get(args.directions, []))
         if differing := [name for name in same if trained.get(name, asked[name]) != asked[name]]:
             changes = "; ".join(f"{name} {trained[name]!r}, not {asked[name]!r}" for name in differing)
             raise Refusal(f"the run in {path} has {changes}")
-        measure = trained.get("measure", measure)
     rows = tables.read_rows(path / runs.ROWS if path.is_dir() else path)
     if path.is_dir() and not rows:
         raise Refusal(f"{path} has no {runs.ROWS}: expected the folder of a run of directional_bias.py")
-    if measure == "steps":
-        rows = [row | {"steps": row["steps"].replace("nan", "1e9")} for row in rows]
-        measured = tables.mean_and_spread(rows, keys, "steps")
-        return measure, [(key, math.inf if mean >= 1e8 else mean) for key, (mean, _, _) in measured.items()]
+    if rows and "steps" in rows[0]:
+        return "steps", list(directional_bias.mean_steps(rows, keys).items())
     if rows and {*keys, "test_accuracy"} <= rows[0].keys():
-        return measure, list(tables.means(rows, keys).items())
-    return measure, tables.read_published(path, keys, canonical_name(args.arch))
+        return "accuracy", list(tables.means(rows, keys).items())
+    return "accuracy", tables.read_published(path, keys, canonical_name(args.arch))
 
 
 def compare(sensitivity: Mapping[tuple[int, ...], float], measure: str, values: Accuracies, args: Namespace) -> None:

@@ -48,7 +48,7 @@ def users_imports() -> Iterator[None]:
 def _shadowed(folder: Path) -> set[str]:
     """The names of our modules that mean something else to Python in this folder."""
     others = folder.resolve() != ROOT
-    return {n for n in OWN_NAMES if others and ((folder / f"{n}.py").exists() or any((folder / n).rglob("*.py")))}
+    return {n for n in OWN_NAMES if others and ((folder / f"{n}.py").exists() or any((folder / n).glob("*.py")))}
 
 
 def _take(names: set[str]) -> dict[str, ModuleType]:

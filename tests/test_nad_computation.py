@@ -143,9 +143,10 @@ def test_a_folder_with_other_settings_more_networks_or_damaged_sums_is_refused_a
     elsewhere = ["--output", tmp_path, "--checkpoints", tmp_path / "new"]
     error = refusal(capsys, nad_computation.main, *command, "--num-networks", 5, *elsewhere)
     assert "NADs.json is of 6 networks, more than 5: choose another --output" in error
-    torch.save(torch.load(tmp_path / "part-0.pt") | {"outer": torch.zeros(6, 4)}, tmp_path / "part-0.pt")
+    part = tmp_path / "part-0-of-1.pt"
+    torch.save(torch.load(part) | {"outer": torch.zeros(6, 4)}, part)
     error = refusal(capsys, nad_computation.main, *command)
-    assert f"the checkpoint {tmp_path / 'part-0.pt'} does not hold sums of 64 pixels" in error
+    assert f"the checkpoint {part} does not hold sums of 64 pixels" in error
     np.testing.assert_array_equal(arrays(tmp_path)[0], before)
 
 
@@ -228,7 +229,7 @@ def test_workers_and_torchrun_continue_a_run_to_the_numbers_of_one(tmp_path, opt
         assert run_on_ranks("nad_computation", *command, folder=ROOT)[0].count("networks; two halves") == 1
     nads, _ = compute_nads(PLAIN, num_networks=11, image_size=8)
     rows, values, about = arrays(tmp_path / "run")
-    assert about["num_networks"] == 11 and len(list((tmp_path / "run").glob("part-*.pt"))) == (3 if options else 2)
+    assert about["num_networks"] == 11 and len(list((tmp_path / "run").glob("part-*.pt"))) == (4 if options else 3)
     np.testing.assert_allclose(rows, nads.directions, rtol=0, atol=1e-6)
     np.testing.assert_allclose(values, nads.singular_values, rtol=1e-6, atol=1e-6)
 

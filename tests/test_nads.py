@@ -143,7 +143,7 @@ def test_a_file_of_other_sums_is_refused_by_name(tmp_path, damage):
     sum_of(torch.randn(2, 2, 3)).save(path)
     for wrong in (files.load_checkpoint(path) | damage, [1, 2], {}):
         files.save_checkpoint(path, wrong)
-        with pytest.raises(ValueError, match=r"part-0.pt does not hold sums of 3 pixels: delete it"):
+        with pytest.raises(ValueError, match=r"part-0.pt (does not hold sums of 3 pixels|cannot be read)"):
             read_sums([path], 3)
 
 

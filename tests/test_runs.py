@@ -18,6 +18,7 @@ from utils import files, runs, tables
 
 CPU = torch.device("cpu")
 KEYS = ["index", "repetition"]
+CHECKPOINT = "{}-" + files.digest(b"{}") + ".pt"  # of a run without settings
 WRITERS = {
     "array": lambda path: files.save_array(path, np.arange(1000)),
     "json": lambda path: files.save_json(path, {"a": 1}),
@@ -147,8 +148,14 @@ def test_items_that_lack_a_row_are_done_and_come_back_in_the_order_of_their_keys
     items = [(10, 0), (-2, 0), (9, 1)]
     with pytest.raises(KeyboardInterrupt):
         do(tmp_path, items, interrupted)
-    assert {path.name for path in (tmp_path / "items").iterdir()} == {"10_0.json", "-2_0.json", "9_1.pt"}
-    (tmp_path / "items" / "9_1.pt").rename(tmp_path / "items" / "10_0.pt")  # of a kill just after the row
+    assert {path.name for path in (tmp_path / "items").iterdir()} == {
+        "10_0.json",
+        "-2_0.json",
+        CHECKPOINT.format("9_1"),
+    }
+    (tmp_path / "items" / CHECKPOINT.format("9_1")).rename(
+        tmp_path / "items" / CHECKPOINT.format("10_0")
+    )  # of a kill just after the row
     rows = do(tmp_path, items[::-1], square)
     assert begun == items and not list((tmp_path / "items").glob("*.pt"))
     expected = [("-2", "0", "4"), ("9", "1", "81"), ("10", "0", "100")]
@@ -174,12 +181,24 @@ def test_a_table_without_items_continues_and_its_columns_and_rows_are_kept(tmp_p
     assert [row["torch"] for row in tables.read_rows(tmp_path / runs.ROWS)] == ["", "", torch.__version__]
 
 
+def test_a_command_with_other_settings_that_began_later_is_noticed_and_its_checkpoint_is_not_continued(tmp_path):
+    def other(item, checkpoint):
+        checkpoint.touch()  # of this command
+        checkpoint.unlink()
+        runs.open_run(tmp_path, {"sigma": 1.0}, {})  # nothing was finished
+        return square(item)
+
+    with pytest.raises(ValueError, match="another command with other settings has begun in"):
+        do(tmp_path, [(1, 0)], other)
+    assert not list((tmp_path / "items").iterdir())
+
+
 def test_rows_of_another_torch_are_pointed_out(tmp_path, capsys):
     do(tmp_path, [(1, 0)], square)
     path = tmp_path / "items" / "1_0.json"
-    path.write_text(path.read_text().replace(torch.__version__, "1.0"))
+    path.write_text(path.read_text().replace(torch.__version__, "1.0+cpu"))
     do(tmp_path, [(1, 0), (2, 0)], square)
-    assert f"{tmp_path} has rows of torch 1.0; this is {torch.__version__}" in capsys.readouterr().err
+    assert f"{tmp_path} has rows of torch 1.0; this is {torch.__version__.partition('+')[0]}" in capsys.readouterr().err
 
 
 def test_the_bar_counts_what_any_process_finished(tmp_path, capsys):
@@ -227,7 +246,8 @@ def test_a_file_that_is_no_checkpoint_is_refused_in_one_line(tmp_path, content):
 def test_a_checkpoint_that_would_run_code_or_is_not_there_is_refused(tmp_path):
     torch.save({"x": Trap()}, tmp_path / "state.pt")
     refuse(tmp_path / "state.pt")
-    refuse(tmp_path / "nothing.pt")
+    with pytest.raises(FileNotFoundError):  # not the file's fault
+        files.load_checkpoint(tmp_path / "nothing.pt")
 
 
 @given(st.data())

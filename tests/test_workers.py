@@ -34,6 +34,10 @@ def test_a_process_is_alone_unless_it_has_a_rank(monkeypatch):
     of_environment(monkeypatch, RANK="one", WORLD_SIZE="4")
     with pytest.raises(ValueError, match="the environment variable RANK is 'one': expected a whole number"):
         workers.rank()
+    for size in ({}, {"WORLD_SIZE": "3"}):
+        of_environment(monkeypatch, RANK="3", **size)
+        with pytest.raises(ValueError, match=r"RANK is 3 and WORLD_SIZE is (None|3): expected a larger WORLD_SIZE"):
+            workers.rank()
 
 
 def test_gpus_are_dealt_out_unless_one_is_named(monkeypatch):
@@ -48,16 +52,21 @@ def test_small_networks_have_a_copy_per_core_as_far_as_there_are_items_and_memor
     monkeypatch.setattr(workers, "num_cores", lambda: 8)
     monkeypatch.setattr(workers, "free_memory", lambda: 5.5e9)
     numbers = [workers.default_number(*case) for case in [(True, 130), (True, 3), (True, 0), (False, 130)]]
-    assert numbers == [5, 3, 1, 1]
+    assert numbers == [6, 3, 1, 1] and workers.default_number(True, 130, 1e9) == 3
     of_environment(monkeypatch, RANK="0")
     assert workers.default_number(True, 130) == 1
 
 
 def test_cores_and_memory_respect_the_control_group(monkeypatch):
-    limits = {"cpu.max": "150000 100000", "memory.max": "3000", "memory.current": "1000"}
+    limits = {
+        "cpu.max": "150000 100000",
+        "memory.max": "3000",
+        "memory.current": "1000",
+        "memory.stat": "inactive_file 300\nslab 9",
+    }
     monkeypatch.setattr(workers, "_control_group", limits.get)
     monkeypatch.setattr(workers.os, "sched_getaffinity", lambda _: set(range(16)), raising=False)
-    assert workers.num_cores() == 2 and workers.free_memory() == 2000
+    assert workers.num_cores() == 2 and workers.free_memory() == 2300
     limits |= {"cpu.max": "max 100000", "memory.max": "max"}
     assert workers.num_cores() == 16 and workers.free_memory() > 1e6
 

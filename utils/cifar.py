@@ -87,7 +87,7 @@ def _decoded(root: Path, paths: dict[str, list[Path]]) -> dict[str, torch.Tensor
         if kept.get("listing") == listing:
             return kept
     images = {split: _decode(paths[split], f"decoding {split} images") for split in paths}
-    with contextlib.suppress(PermissionError):  # a folder that cannot be written is decoded each time
+    with contextlib.suppress(OSError):  # a folder that cannot be written is decoded each time
         files.save_checkpoint(cache, images | {"listing": listing})
     return images
 
@@ -100,7 +100,7 @@ def digest(data: ImageData) -> str:
 
 def _decode(paths: list[Path], what: str) -> torch.Tensor:
     images = torch.empty(len(paths), 3, SIZE, SIZE, dtype=torch.uint8)
-    for index, path in enumerate(tqdm(paths, desc=what)):
+    for index, path in enumerate(tqdm(paths, desc=what, disable=not workers.speaks())):
         try:
             with Image.open(path) as image:
                 if image.mode != "RGB" or image.size != (SIZE, SIZE):

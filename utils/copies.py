@@ -17,9 +17,9 @@ def be_copy() -> None:
     parent, script = int(sys.argv[1]), sys.argv[2]
     with contextlib.suppress(AttributeError, OSError, TypeError):  # at once, whatever this process is doing
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()  # elsewhere, or if it is gone
+    if sys.platform != "win32":  # where the parent of a Python of an environment is its launcher
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()  # elsewhere, or if it is gone
     sys.argv = sys.argv[2:]
-    sys.path[:] = [path for path in sys.path if path]  # "", the working directory, is not for our modules
     runpy.run_path(script, run_name="__main__")
 
 

@@ -25,7 +25,7 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")  # other machines may write here, too
     try:
         yield temporary
-        with open(temporary, "rb") as file:
+        with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
@@ -68,6 +68,8 @@ def load_checkpoint(path: Path, key: str | None = None) -> Any:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=key is not None)
         return state if key is None else state[key]
+    except (OSError, MemoryError):
+        raise
     except Exception as error:  # torch names no common class for a damaged file
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise Refusal(f"the checkpoint {path} cannot be read ({reason}): delete it to start again") from None

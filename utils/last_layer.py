@@ -19,6 +19,7 @@ from utils.precision import set_fp32
 
 def draw_network(build: Callable[[], nn.Module], device: torch.device | str, *seed: int | str) -> nn.Module:
     """A network fresh from its factory, built on its device from this seed, in evaluation mode."""
+    set_fp32("fp32", device)
     with seeding.default_generator(device, *seed), torch.device(device):
         model = build()
     return model.to(device, memory_format=layout_of(model)).eval().requires_grad_(False)
@@ -45,7 +46,6 @@ def network_rows(
             raise Refusal("the network does not end in a linear layer of its own: use --estimator sampled")
         scale = weight_rms(layer)
         network = without(network, layer)
-    set_fp32("fp32", point.device)
     rows = scale * central_differences(network, point, directions=directions, step=step)
     if estimator == "sampled" and len(rows) != 1:
         raise Refusal(f"the network has {len(rows)} outputs: the sampled estimator needs one")

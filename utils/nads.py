@@ -153,7 +153,7 @@ class GradientSums:
 def read_sums(paths: Iterable[Path], dimension: int) -> GradientSums:
     """The sums of several files together."""
     sums = GradientSums(dimension)
-    for path in sorted(paths):
+    for path in sorted(paths, key=lambda path: len(files.load_checkpoint(path, "numbers") or []), reverse=True):
         sums.add_file(path)
     return sums
 

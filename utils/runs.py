@@ -66,6 +66,12 @@ def open_run(folder: Path, settings: Mapping[str, Any], defaults: Mapping[str, A
     files.remove_stale(folder / ITEMS)
 
 
+def refuse_if_changed(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Refuse to write into a folder that a command with other settings has taken since `read_config` gave these."""
+    if read_config(folder) != settings:
+        raise Refusal(f"another command with other settings has begun in {folder}: choose another folder")
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """The settings of the run in a folder, empty if there is none."""
     path = folder / CONFIG
@@ -87,6 +93,7 @@ def commit() -> str:
     if not git:
         return ""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
+    environment["GIT_OPTIONAL_LOCKS"] = "0"  # several processes ask at once
 
     def ask(*words: str) -> str:
         result = subprocess.run([git, *words], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
@@ -133,19 +140,23 @@ def share(
     *,
     what: str,
     small: bool,
+    memory: float = 0,
 ) -> None:
-    """Say what is about to be done; if several processes are to share it, start copies of the command and wait."""
+    """Say what is about to be done; if several processes are to share it, start copies of the command and wait.
+
+    `memory` is what each needs besides its libraries, in bytes.
+    """
     finished = finished_rows(args.output, keys).keys() & set(items)
     missing = len(items) - len(finished)
-    number = min(args.workers or workers.default_number(small, missing), missing)
+    number = min(args.workers or workers.default_number(small, missing, memory), missing)
     announce(what, len(items), len(finished), args.device, args.output, number)
     workers.set_threads(small)
     workers.run_copies(script, argv, number, progress(args.output, keys, items, what))
 
 
-def path_of(folder: Path, item: Item, ending: str) -> Path:
-    """An item's file: "json" for its row, "pt" for its checkpoint."""
-    return folder / ITEMS / f"{'_'.join(map(str, item))}.{ending}"
+def path_of(folder: Path, item: Item, ending: str = ".json") -> Path:
+    """An item's file: its row, or with another ending its checkpoint."""
+    return folder / ITEMS / f"{'_'.join(map(str, item))}{ending}"
 
 
 def finished_rows(folder: Path, keys: Sequence[str]) -> dict[Item, Row]:
@@ -164,7 +175,7 @@ def finished_rows(folder: Path, keys: Sequence[str]) -> dict[Item, Row]:
 def progress(folder: Path, keys: Sequence[str], items: Sequence[Item], what: str) -> Iterator[Callable[[], None]]:
     """A bar that counts the items which have a file in the folder, whoever finished them; gives what refreshes it."""
     tabled = {tuple(int(row[key]) for key in keys) for row in tables.read_rows(folder / ROWS, keys)}
-    names = {path_of(folder, item, "json").name for item in items if item not in tabled}
+    names = {path_of(folder, item).name for item in items if item not in tabled}
     finished = len(items) - len(names)
 
     def count() -> int:
@@ -196,19 +207,22 @@ def do_items(
     does one item and returns the rest of its row; until then it may keep its state in the file `checkpoint`. A copy
     returns no rows: the command that started it reports.
     """
-    rows, made = finished_rows(folder, keys), origin(device)
-    others = {row.get("torch") or made["torch"] for row in rows.values()} - {made["torch"]}
+    rows, made, config = finished_rows(folder, keys), origin(device), read_config(folder)
+    tag = files.digest(json.dumps(config).encode())  # no checkpoint of other settings is continued
+    here = made["torch"].partition("+")[0]
+    others = {(row.get("torch") or here).partition("+")[0] for row in rows.values()} - {here}
     if others and workers.speaks():
-        print(f"{folder} has rows of torch {', '.join(others)}; this is {made['torch']}", file=sys.stderr)
+        print(f"{folder} has rows of torch {', '.join(others)}; this is {here}", file=sys.stderr)
     with progress(folder, keys, items, what) as refresh:
         for item in workers.own_part(items):
-            checkpoint = path_of(folder, item, "pt")
+            checkpoint = path_of(folder, item, f"-{tag}.pt")
             if item not in rows:
                 start = time.perf_counter()
                 results = {name: f"{value:.6g}" for name, value in work(item, checkpoint).items()}
                 seconds = {"seconds": f"{time.perf_counter() - start:.2f}"}
                 row = {key: str(value) for key, value in zip(keys, item, strict=True)} | results | seconds | made
-                files.save_json(path_of(folder, item, "json"), row)
+                refuse_if_changed(folder, config)
+                files.save_json(path_of(folder, item), row)
                 refresh()
             checkpoint.unlink(missing_ok=True)
     rows = finished_rows(folder, keys)

@@ -80,8 +80,8 @@ def train(
                 loss.backward()
                 nn.utils.clip_grad_norm_(parameters, clip_norm)
                 optimizer.step()
-                losses.append(loss.detach())
-                total_loss += losses[-1] * len(batch)
+                total_loss += loss.detach() * len(batch)
+                losses += [loss.detach()] if until_loss else []
                 num_correct += (logits.detach().argmax(1) == labels[batch]).sum()
         # oneDNN's max-pool passes over a nan, so that the loss alone may look sound.
         sound = torch.stack([parameter.detach().isfinite().all() for parameter in parameters]).all()
@@ -132,7 +132,7 @@ def save_epochs(
     cuda = torch.cuda.get_rng_state(order.device) if order.device.type == "cuda" else torch.empty(0)
     generators = {"order": order.get_state(), "cpu": torch.get_rng_state(), "cuda": cuda}
     state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "generators": generators}
-    files.save_checkpoint(path, state | {"history": history, "losses": torch.stack(losses)})
+    files.save_checkpoint(path, state | {"history": history, "losses": torch.tensor(losses)})
 
 
 def load_epochs(

@@ -20,14 +20,24 @@ from refusals import Refusal
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL_MODEL = 2_000_000  # parameters; LeNet has 0.06 million, DenseNet-121 7 million
-MEMORY_OF_A_COPY = 1e9  # bytes, with a small network
+LIBRARIES = 0.8e9  # bytes of memory that each process holds before it has any data
 # What a copy runs: it knows the process that started it before it imports anything heavy.
-COPY = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from utils.copies import be_copy; be_copy()"
+COPY = (
+    f"import sys; sys.path[:] = [{str(ROOT)!r}, *filter(None, sys.path)]; from utils.copies import be_copy; be_copy()"
+)
 
 
 def rank() -> int:
-    """This process's number among those that share the run, 0 if it is alone."""
-    return _of_environment("RANK")
+    """This process's number among those that share the run, 0 if it is alone.
+
+    Raises:
+        Refusal: the environment has a RANK without a WORLD_SIZE above it.
+    """
+    number = _of_environment("RANK")
+    if "RANK" in os.environ and number >= _of_environment("WORLD_SIZE"):
+        size = os.environ.get("WORLD_SIZE")
+        raise Refusal(f"RANK is {number} and WORLD_SIZE is {size}: expected a larger WORLD_SIZE, as torchrun sets it")
+    return number
 
 
 def world_size() -> int:
@@ -36,7 +46,7 @@ def world_size() -> int:
 
 
 def _of_environment(name: str) -> int:
-    text = os.environ.get(name, "0" if name != "WORLD_SIZE" else "1")
+    text = os.environ.get(name, "0")
     if not text.isdecimal():
         raise Refusal(f"the environment variable {name} is {text!r}: expected a whole number, as torchrun sets it")
     return int(text)
@@ -81,7 +91,11 @@ def free_memory() -> float:
     except (OSError, StopIteration):
         available = float("inf")
     limit, used = _control_group("memory.max"), _control_group("memory.current")
-    return min(available, int(limit) - int(used)) if limit.isdecimal() and used.isdecimal() else available
+    if not (limit.isdecimal() and used.isdecimal()):
+        return available
+    stat = dict(line.split() for line in _control_group("memory.stat").splitlines())
+    cached = int(stat.get("inactive_file", 0)) + int(stat.get("active_file", 0))  # given back when it is needed
+    return min(available, int(limit) - int(used) + cached)
 
 
 def _control_group(file: str) -> str:
@@ -97,16 +111,16 @@ def is_small(model: nn.Module, device: torch.device) -> bool:
     return device.type == "cpu" and sum(parameter.numel() for parameter in model.parameters()) < SMALL_MODEL
 
 
-def default_number(small: bool, items: int) -> int:
-    """Copies for so many items: one per core for a small network, as far as there is memory; else one."""
+def default_number(small: bool, items: int, memory: float = 0) -> int:
+    """Copies for so many items: one per core for a small network, as far as there is memory for each; else one."""
     if not small or "RANK" in os.environ:
         return 1
-    return max(1, min(num_cores(), items, int(free_memory() / MEMORY_OF_A_COPY)))
+    return max(1, min(num_cores(), items, int(free_memory() / (LIBRARIES + memory))))
 
 
 def set_threads(small: bool) -> None:
-    """One thread for a small network, else all cores; a copy has its part of them, torchrun sets its own."""
-    if small or "RANK" not in os.environ:
+    """One thread for a small network, else OMP_NUM_THREADS, which copies and torchrun have, or all cores."""
+    if small or not {"RANK", "OMP_NUM_THREADS"} & os.environ.keys():
         torch.set_num_threads(1 if small else num_cores())
 
 
