@@ -212,17 +212,20 @@ def check(args: Namespace, point: torch.Tensor) -> torch.nn.Module:
     return model
 
 
-def refuse_fewer(args: Namespace, finished: set[int]) -> None:
-    """Refuse to take networks away from sums, or to replace arrays by those of fewer networks."""
+def refuse_to_replace(args: Namespace, finished: set[int]) -> None:
+    """Refuse to take networks away from sums, or to replace arrays by others or by those of fewer networks."""
     if finished and max(finished) >= args.num_networks:
         number = max(finished)
         raise Refusal(f"{args.checkpoints} has networks up to number {number}: ask for {number + 1} or more")
     described = args.output / f"{paper_name(args.arch)}_{FILES[2]}"
-    if (
-        described.exists()
-        and (before := files.read_json(described, "num_networks")["num_networks"]) > args.num_networks
-    ):
-        raise Refusal(f"{described} is of {before} networks, more than {args.num_networks}: choose another --output")
+    if described.exists():
+        before, now = files.read_json(described, "num_networks"), settings(args)
+        if before["num_networks"] > args.num_networks:
+            fewer = f"{before['num_networks']} networks, more than {args.num_networks}"
+            raise Refusal(f"{described} is of {fewer}: choose another --output")
+        if differing := [key for key in now.keys() & before.keys() - {"device"} if before[key] != now[key]]:
+            changes = "; ".join(f"{key} was {before[key]!r}, now {now[key]!r}" for key in sorted(differing))
+            raise Refusal(f"{described} is of other settings ({changes}): choose another --output")
 
 
 @cli.one_line_errors
@@ -232,7 +235,7 @@ def main(argv: list[str] | None = None) -> None:
     point = draw_point(args.num_channels, args.image_size, seed=args.seed)
     small = workers.is_small(check(args, point), args.device)
     finished = finished_networks(args.checkpoints)
-    refuse_fewer(args, finished)
+    refuse_to_replace(args, finished)
     runs.open_run(args.checkpoints, settings(args), defaults=runs.settings(parse_arguments([])))
     missing = args.num_networks - len(finished)
     memory = 3 * 16 * point.numel() ** 2  # sums, and copies of them

@@ -21,7 +21,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from refusals import Refusal
-from utils import cli, tables
+from utils import cli, files, tables
 from utils.nads import (
     AUTHORS_SCALE,
     NADs,
@@ -35,7 +35,7 @@ from utils.nads import (
 
 SIZES = (1, 5, 20, 50, 100, 200, 500)
 COLUMNS = [f"overlap_{k}" for k in SIZES]
-COLUMNS += ["log_variances", "median_ratio", "smallest_ratio", "largest_ratio", "first", "last"]
+COLUMNS += ["log_variances", "median_ratio", "smallest_ratio", "largest_ratio", "first", "last", "networks"]
 COLUMNS += [*(f"expected_overlap_{k}" for k in SIZES), "expected_log_variances"]
 
 
@@ -64,14 +64,16 @@ def sampled_nads(singular_values: np.ndarray, number: int) -> NADs:
 def main(argv: list[str] | None = None) -> None:
     """Print the comparison, and add it to a table."""
     parser = cli.ArgumentParser(__doc__)
-    parser.add_argument("a", type=Path, help="file of NADs")
-    parser.add_argument("b", type=Path, help="file of NADs to compare with")
+    parser.add_argument("a", type=cli.path, help="file of NADs")
+    parser.add_argument("b", type=cli.path, help="file of NADs to compare with")
     parser.add_argument("--sampled", type=cli.positive_int, metavar="N", help="take A's spectrum from N gradients")
-    parser.add_argument("--table", type=Path, help="CSV file to add a row to")
+    parser.add_argument("--table", type=cli.path, help="CSV file to add a row to")
     args = parser.parse_args(argv)
     dimension = (load_array(args.a).shape or (0,))[-1]
     a, b = (load_with_spectrum(path, dimension) for path in (args.a, args.b))
     row = {"a": args.a, "b": args.b.name, "sampled": args.sampled or ""} | dict.fromkeys(COLUMNS, "")
+    if (description := args.b.with_suffix(".json")).exists():
+        row["networks"] = files.read_json(description, "num_networks")["num_networks"]
     sizes = [k for k in SIZES if k <= dimension]
     if args.sampled:
         if args.sampled <= dimension or not (len(a.singular_values) and len(b.singular_values)):

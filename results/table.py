@@ -155,7 +155,8 @@ def nad_rows(asked: dict[str, str], known: dict) -> list[Row]:
     differences = [(kind, float(sample[f"expected_{key}"]) - float(plain[key])) for key, kind in kinds.items()]
     expected, here = (", ".join(row[f"{by}{key}"] for key in kinds) for row, by in ((sample, "expected_"), (plain, "")))
     others = [row for row in tables.read_rows(RESULTS / "nads" / "points.csv") if row["a"] == plain["a"]]
-    here += "".join(f" (ours at another point: {', '.join(row[key] for key in kinds)})" for row in others)
+    for row in others:
+        here += f" (ours, {row['networks']} networks at another point: {', '.join(row[key] for key in kinds)})"
     what = f"{title}: correlation of log variances along the published NADs; overlap of the first 100"
     return [*lines, Row(what, f"{expected} (expected of a sample)", here, verdict(differences), "", (source, file))]
 
@@ -334,10 +335,22 @@ def nads_table() -> str:
     for path in sorted((ROOT / "NADs").glob("*_NADs.json")):
         about = json.loads(path.read_text(encoding="utf-8"))
         made, halves = made_with(about), f"{about['agreement']['split_half_overlap']:.2f}"
-        device = made.get("device", "CPU")
-        numbers = (about["estimator"], f"{about['num_networks']:,}", halves, device, made.get("torch", ""))
+        device, points = made.get("device", "CPU"), tables.read_rows(RESULTS / "nads" / "points.csv")
+        other = [
+            f"{row['overlap_100']} ({row['networks']} networks)" for row in points if row["b"] == path.stem + ".npy"
+        ]
+        numbers = (
+            about["estimator"],
+            f"{about['num_networks']:,}",
+            halves,
+            "".join(other),
+            device,
+            made.get("torch", ""),
+        )
         lines.append((f"`{path.stem}.npy`", f"`NADs_scripts/{about['arch']}_nad.py`", *numbers))
-    return markdown(("file", "script", "estimator", "networks", "agreement of two halves", "device", "torch"), lines)
+    return markdown(
+        ("file", "script", "estimator", "networks", "two halves", "another point", "device", "torch"), lines
+    )
 
 
 def filled(text: str, name: str, block: str) -> str:

@@ -143,6 +143,8 @@ def test_a_folder_with_other_settings_more_networks_or_damaged_sums_is_refused_a
     elsewhere = ["--output", tmp_path, "--checkpoints", tmp_path / "new"]
     error = refusal(capsys, nad_computation.main, *command, "--num-networks", 5, *elsewhere)
     assert "NADs.json is of 6 networks, more than 5: choose another --output" in error
+    error = refusal(capsys, nad_computation.main, *command, "--step", 10, *elsewhere)
+    assert "NADs.json is of other settings (step was 100.0, now 10.0): choose another --output" in error
     part = tmp_path / "part-0-of-1.pt"
     torch.save(torch.load(part) | {"outer": torch.zeros(6, 4)}, part)
     error = refusal(capsys, nad_computation.main, *command)

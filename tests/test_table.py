@@ -179,9 +179,9 @@ def test_nads_are_compared_on_the_scale_of_the_authors_gradients_and_with_what_a
     assert spectrum.here == "0.960 to 1.100; 1.02, 0.11" and spectrum.verdict == "≈"
     assert directions.published == "0.9945, 0.91 (expected of a sample)"
     assert directions.here == "0.99, 0.85" and directions.verdict == "≈"  # 0.0045 and 0.06 below
-    point = {"a": row["a"], "log_variances": "0.97", "overlap_100": "0.8"}
+    point = {"a": row["a"], "networks": "8", "log_variances": "0.97", "overlap_100": "0.8"}
     tables.write_rows(tmp_path / "nads" / "points.csv", [point])
-    assert table.nad_rows(ASKED, known)[1].here == "0.99, 0.85 (ours at another point: 0.97, 0.8)"
+    assert table.nad_rows(ASKED, known)[1].here == "0.99, 0.85 (ours, 8 networks at another point: 0.97, 0.8)"
 
 
 def test_times_are_medians_of_a_device_by_items_and_workers(record, tmp_path):

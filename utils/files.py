@@ -52,7 +52,8 @@ def save_array(path: Path, array: np.ndarray) -> None:
 def save_json(path: Path, content: Any) -> None:
     """Write a JSON file, whole or not at all."""
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2, default=str) + "\n")
+        text = json.dumps(content, indent=2, default=str, ensure_ascii=False)
+        temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
@@ -78,7 +79,7 @@ def load_checkpoint(path: Path, key: str | None = None) -> Any:
 def read_json(path: Path, *keys: str) -> dict[str, Any]:
     """What `save_json` wrote there, with at least these keys; a Refusal if it cannot be read."""
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
         if not content.keys() >= set(keys):
             raise ValueError
         return content
