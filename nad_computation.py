@@ -146,6 +146,7 @@ def progress(folder: Path, args: Namespace) -> Iterator[Callable[[], None]]:
 
 def report(nads: NADs, sums: GradientSums, args: Namespace) -> None:
     """Write the arrays, their description and the figure, and say where they are."""
+    made = runs.origin(args.device)  # before the arrays in NADs/ differ from those of the commit
     k = min(AGREEMENT_K, len(nads.directions))
     agreement = sums.agreement(args.estimator, k)
     args.output.mkdir(parents=True, exist_ok=True)
@@ -160,7 +161,7 @@ def report(nads: NADs, sums: GradientSums, args: Namespace) -> None:
         "seconds": round(sums.seconds, 1),
         "command": runs.command(),
     }
-    files.save_json(description, runs.read_config(args.checkpoints) | facts | runs.origin(args.device))
+    files.save_json(description, runs.read_config(args.checkpoints) | facts | made)
     shown = nads.directions[:8].reshape(-1, args.num_channels, args.image_size, args.image_size)
     figure = plotting.nads_figure({name: shown}, {name: nads.singular_values})
     plotting.save_figure(figure, args.checkpoints / "nads.png")
