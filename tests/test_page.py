@@ -155,10 +155,18 @@ def test_a_browser_moves_types_clicks_and_finds_no_error(browser, made, tmp_path
     from selenium.webdriver.common.by import By
     from selenium.webdriver.support.color import Color
 
-    find = lambda selector: browser.find_element(By.CSS_SELECTOR, selector)  # noqa: E731
-    focused = lambda: browser.switch_to.active_element  # noqa: E731
-    address = lambda: dict(re.findall(r"(\w+)=([^&]*)", browser.current_url.partition("#")[2]))  # noqa: E731
-    cell = lambda y, x: find(f'#panel-a .map td[data-k="{y},{x}"]')  # noqa: E731
+    def find(selector):
+        return browser.find_element(By.CSS_SELECTOR, selector)
+
+    def focused():
+        return browser.switch_to.active_element
+
+    def address():
+        return dict(re.findall(r"(\w+)=([^&]*)", browser.current_url.partition("#")[2]))
+
+    def cell(y, x):
+        return find(f'#panel-a .map td[data-k="{y},{x}"]')
+
     (tmp_path / "index.html").write_text(made, encoding="utf-8")
     url, entries = (tmp_path / "index.html").as_uri(), content(made)["entries"]
     resize(browser, 1400)

@@ -15,10 +15,10 @@ from tests.helpers import ROOT
 from utils import files, tables
 
 RUNS = sorted(path.parent for name in table.EXPERIMENTS for path in table.RESULTS.glob(f"{name}/*/accuracies.csv"))
-SCRIPTS = {"directional_bias": directional_bias, "poison_cifar": poison_cifar}
+SCRIPTS = {"directional_bias": directional_bias, "poison_cifar": poison_cifar, "steps": directional_bias}
 FAMILY = {"fourier": ("frequency_y", "frequency_x"), "nads": ("nad_index",), "poison": ("nad_index",)}
 RESULT = {"directional_bias": ["train_accuracy", "test_accuracy", "final_loss"]}
-RESULT["poison_cifar"] = ["loss", "train_accuracy", "test_accuracy"]
+RESULT |= {"poison_cifar": ["loss", "train_accuracy", "test_accuracy"], "steps": [*RESULT["directional_bias"], "steps"]}
 ORIGIN = ["seconds", "device", "torch", "commit"]
 
 
@@ -32,14 +32,14 @@ def test_what_is_committed_is_what_the_script_writes():
 def test_a_run_has_its_command_settings_and_columns(folder):
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     script, *argv = shlex.split(config["command"])
-    assert script == f"{folder.parent.name}.py"
+    assert script == f"{SCRIPTS[folder.parent.name].__name__}.py"
     args, saved = SCRIPTS[folder.parent.name].parse_arguments(argv), config["settings"]
     assert args.output.name == folder.name
     for key in saved.keys() & vars(args).keys() - {"arch", "nads", "device"}:
         assert saved[key] == vars(args)[key], key
     assert saved["arch"] == args.arch and "/" not in str(saved["nads"])
     rows = tables.read_rows(folder / "accuracies.csv", ["repetition"])
-    kind = args.directions if folder.parent.name == "directional_bias" else args.transform
+    kind = args.transform if folder.parent.name == "poison_cifar" else args.directions
     carrying = ["carrying_accuracy"] if kind == "poison" else []
     expected = [*FAMILY.get(kind, ()), "repetition", *RESULT[folder.parent.name], *carrying, *ORIGIN]
     assert rows and all(list(row) == expected for row in rows)
